@@ -1,0 +1,107 @@
+#pragma once
+// Log-linear attention (Guo, Yang, Goel, Xing, Dao, Kim, arXiv 2506.04761): forward, backward and one decoding step.
+//
+//   out_t = sum over s <= t of  level_scales[t, level(t, s)] * ( q_t^T  A_t A_{t-1} ... A_{s+1}  w_s ) v_s
+//   level(t, s) = min(bit_width(t XOR s), L - 1)          positions are absolute and count from 0
+//
+//   rule          A_t                                        w_s
+//   scalar_decay  exp(g_t) I                                 k_s           log-linear Mamba-2; L = 1 with scales 1 is
+//   Mamba-2 gated_delta   exp(g_t) (I - beta_t k_t k_t^T)            beta_s k_s    log-linear Gated DeltaNet; k should
+//   have unit length
+//
+// Shapes: B batch, T tokens, G query/key groups, H heads (G divides H; head h uses group h / (H / G)), K key width, V
+// value width, L levels. Types: q, k, v, out and their gradients share one dtype, f32, bf16 or f64. g, beta,
+// level_scales and their gradients are f32, or f64 when q is f64. States are f32, or f64 when q is f64. Sums are
+// carried in float32 (f64: float64).
+//
+// Every tensor may be strided as long as its last dimension is contiguous (stride 1). Tensors that are written must not
+// overlap each other or any input.
+//
+// Variable length: cu_seqlens = {0, n1, n1 + n2, ...} with B = 1 packs N sequences along T; empty sequences are
+// allowed. Without it there are N = B sequences of T tokens. The result for each sequence is bit-equal to a separate
+// call.
+//
+// Determinism: the same bits from run to run and for any number of threads. A NaN or infinity in one sequence or head
+// leaves the others bit-equal (through q and k it reaches the heads of its group). Nothing is printed. Errors are
+// loglinear::Error and are thrown before anything is written.
+
+#include <cstdint>
+#include <span>
+
+#include "loglinear/error.hpp"
+#include "loglinear/state.hpp"
+#include "loglinear/tensor.hpp"
+
+namespace loglinear::log_linear {
+
+// What happens to tokens so old that their level is L or more.
+enum class PastLast {
+  share,   // they are read with the last scale, level_scales[.., L - 1]; no token is ever dropped
+  refuse,  // Error when a sequence is long enough to have such a token
+};
+
+struct ForwardArgs {
+  Rule rule = Rule::scalar_decay;
+  ConstTensor q, k;          // (B, T, G, K)
+  ConstTensor v;             // (B, T, H, V)
+  ConstTensor g;             // (B, T, H)     natural-log decay, <= 0
+  ConstTensor beta;          // (B, T, H)     write strength; only for rules that have it, otherwise absent
+  ConstTensor level_scales;  // (B, T, H, L)  L >= 1
+  Tensor out;                // (B, T, H, V)  written
+
+  std::span<const std::int64_t> cu_seqlens;  // empty, or (N + 1)
+  std::span<const State> initial_state;      // empty (all sequences start at position 0), or (N)
+  std::span<State> final_state;              // empty, or (N), replaced; may be the same objects as initial_state
+  PastLast past_last = PastLast::share;
+  int chunk = 0;    // tokens per chunk, a power of two up to 256; 0: chosen from rule, K and V. Changes rounding only
+  int threads = 0;  // 0: what OpenMP would use
+};
+
+// Time O(T log T), memory O(threads * K * V * log T) beyond the arguments. Checks that g <= 0 and is not NaN are the
+// caller's: a positive g is computed as if it were the definition as long as nothing overflows.
+void forward(const ForwardArgs& args);
+
+struct BackwardArgs {
+  Rule rule = Rule::scalar_decay;
+  ConstTensor q, k, v, g, beta, level_scales;  // as in forward
+  ConstTensor dout;                            // (B, T, H, V) gradient of the loss in out
+
+  Tensor dq, dk;         // (B, T, G, K)     written (not added to), as are all below
+  Tensor dv;             // (B, T, H, V)
+  Tensor dg;             // (B, T, H)
+  Tensor dbeta;          // (B, T, H)        only for rules that have it
+  Tensor dlevel_scales;  // (B, T, H, L)     zero for levels that were not read
+
+  std::span<const std::int64_t> cu_seqlens;
+  std::span<const State> initial_state;  // as given to forward
+  // Gradients of states are taken in the dense matrices (State::dense) and are themselves States: same slots, decays
+  // zero.
+  std::span<const State> dfinal_state;  // empty (zero), or (N) at the final positions
+  std::span<State> dinitial_state;      // empty, or (N), replaced
+  PastLast past_last = PastLast::share;
+  int chunk = 0;
+  int threads = 0;
+};
+
+// Recomputes the states from checkpoints instead of keeping them: memory O(sqrt(T) log T) states a head, and (when G <
+// H) a copy of dq and dk for every eight ranges of heads.
+void backward(const BackwardArgs& args);
+
+struct StepArgs {
+  Rule rule = Rule::scalar_decay;
+  ConstTensor q, k;          // (B, G, K)
+  ConstTensor v;             // (B, H, V)
+  ConstTensor g;             // (B, H)
+  ConstTensor beta;          // (B, H)
+  ConstTensor level_scales;  // (B, H, L)
+  Tensor out;                // (B, H, V)   written
+  std::span<State> states;   // (B), at any positions, each advanced by one token; no two may be the same object
+  PastLast past_last = PastLast::share;
+  int threads = 0;
+};
+
+// One token for each of B sequences. Reads the popcount(position) live states; scalar decay writes O(1) of them
+// amortised.
+void step(const StepArgs& args);
+
+}  // namespace loglinear::log_linear

@@ -1,0 +1,126 @@
+#pragma once
+// The language models: five families that share one block, with an explicit backward. docs/algorithm.md has the
+// mathematics.
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json_fwd.hpp>
+
+#include "loglinear/state.hpp"
+
+namespace loglinear::nn {
+
+// What a model is. Names and meanings follow the published checkpoints; to_json / config_from_json convert to
+// config.json.
+struct ModelConfig {
+  // log_linear_mamba2, mamba2, log_linear_gated_deltanet, gated_deltanet or transformer (config.json: the published
+  // model_type of each family; the aliases are read too).
+  std::string family = "log_linear_mamba2";
+  std::int64_t vocab_size = 256;
+  std::int64_t hidden_size = 256;  // D
+  std::int64_t num_layers = 4;
+  std::int64_t num_heads = 8;     // H
+  std::int64_t num_groups = 1;    // G   (Mamba-2 families; GDN: G = H)
+  std::int64_t key_width = 64;    // K   (Mamba-2: state size N; GDN: head_dim; transformer: D / H)
+  std::int64_t value_width = 64;  // V   (Mamba-2: head_dim P; GDN: head_dim * expand_v)
+  std::int64_t kv_heads = 8;      // transformer
+  std::int64_t conv_width = 4;
+  std::int64_t mlp_width = 0;    // 0: 256 * ceil(int(D * 4 * 2 / 3) / 256)
+  std::int64_t num_levels = 15;  // L; 1 scale fixed at one for the base families
+  double norm_eps = 1e-5;
+  double initializer_range = 0.006;
+  double rope_theta = 500000;
+  bool unit_scales = false;  // a base checkpoint loaded as a log-linear model: every level scale is one
+
+  bool operator==(const ModelConfig&) const = default;
+};
+
+nlohmann::json to_json(const ModelConfig& config);
+// Throws Error naming the key for missing, mistyped, out-of-range or contradictory values.
+ModelConfig config_from_json(const nlohmann::json& json);
+// Throws Error when the sizes contradict each other (G not dividing H, widths < 1, ...).
+void check(const ModelConfig& config);
+
+// One parameter tensor, with its published name. value and grad are owned by the model.
+template <class T>
+struct Parameter {
+  std::string name;
+  std::vector<std::int64_t> shape;
+  std::span<T> value;
+  std::span<T> grad;
+  bool decay = true;  // whether weight decay applies
+};
+
+// An array of a decoding state, under a name that is unique within the state: how states are written to files.
+struct StateTensor {
+  std::string name;
+  std::vector<std::int64_t> shape;
+  DType dtype = DType::f32;
+  std::vector<std::byte> bytes;
+};
+
+// What a model remembers of one sequence: convolution tails and operator states, or keys and values. Copying is a fork.
+class DecodeState {
+ public:
+  DecodeState();
+  DecodeState(const DecodeState&);
+  DecodeState(DecodeState&&) noexcept;
+  DecodeState& operator=(const DecodeState&);
+  DecodeState& operator=(DecodeState&&) noexcept;
+  ~DecodeState();
+
+  std::int64_t position() const;
+  std::size_t bytes() const;
+  std::vector<StateTensor> save() const;
+
+  struct Impl;
+  std::unique_ptr<Impl> impl;
+};
+
+// T: float for use, double for the gradient checks.
+template <class T>
+class Model {
+ public:
+  // Allocates parameters and gradients (all zero). Throws Error as check() does.
+  explicit Model(const ModelConfig& config);
+  ~Model();
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
+
+  const ModelConfig& config() const;
+  std::span<Parameter<T>> parameters();
+  std::int64_t parameter_count() const;
+
+  // Fills the parameters as docs say for each kind; a pure function of the seed and the parameter's name.
+  void initialise(std::uint64_t seed);
+
+  // One pass over packed sequences. tokens, targets: (N) in [0, vocab); a target of -1 is not scored. cu_seqlens: (n +
+  // 1), from 0 to N. Returns the sum over scored positions of -ln p(target) and, when backward, ADDS scale * its
+  // gradient to every parameter's grad. losses: empty, or (N), written with each position's -ln p (0 where not scored).
+  double loss(std::span<const std::int32_t> tokens, std::span<const std::int32_t> targets,
+              std::span<const std::int64_t> cu_seqlens, bool backward, double scale = 1.0,
+              std::span<float> losses = {});
+  void zero_grad();
+
+  // Decoding. new_state: position 0. read: consumes tokens (any number >= 1, chunked) and writes the logits after the
+  // last one, (vocab). A single token goes through the operator's step form.
+  DecodeState new_state() const;
+  void read(DecodeState& state, std::span<const std::int32_t> tokens, std::span<T> logits);
+  // Restores what DecodeState::save gave. Throws Error when a tensor is missing or has the wrong shape for this model.
+  DecodeState load_state(const std::vector<StateTensor>& tensors) const;
+
+  int threads = 0;  // 0: what OpenMP would use; never changes the result
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+extern template class Model<float>;
+extern template class Model<double>;
+
+}  // namespace loglinear::nn
