@@ -1,0 +1,29 @@
+#pragma once
+// States as part of a larger safetensors file, for instance one for each layer of a model. The file of one state alone
+// is include/loglinear/state_file.hpp: the same with an empty prefix.
+//
+// Tensors, for every live slot: "<prefix>slot.<bit>.matrix" (H, K, V) F32 or F64, "<prefix>slot.<bit>.log_decay" (H)
+// F64. Metadata: "<prefix>format" = "loglinear.state", "<prefix>version" = "1", "<prefix>rule", "<prefix>dtype" (f32,
+// f64),
+// "<prefix>heads", "<prefix>key_width", "<prefix>value_width", "<prefix>position", decimal.
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "io/safetensors.hpp"
+#include "loglinear/state.hpp"
+#include "loglinear/state_file.hpp"
+
+namespace loglinear::io {
+
+// Appends the state's tensors and metadata. The views refer to the state's own memory, which must stay alive and
+// unchanged until they are written.
+void append_state(const State& state, const std::string& prefix, std::vector<TensorView>& tensors,
+                  std::map<std::string, std::string>& metadata);
+
+// Reads the state of that prefix back. Error, naming the file and the prefix, when anything is missing or contradicts
+// the rest, also when there is a tensor "<prefix>slot.*" that the position does not account for.
+State read_state(const SafetensorsFile& file, const std::string& prefix);
+
+}  // namespace loglinear::io
