@@ -1,0 +1,39 @@
+#pragma once
+// Bits per byte of a model on a text.
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "app/data.hpp"
+#include "nn/model.hpp"
+
+namespace loglinear::app {
+
+struct EvaluationBin {
+  std::int64_t first = 0, last = 0;  // positions within the sequence: 0, 1, 2-3, 4-7, ...
+  std::int64_t bytes = 0;            // scored there
+  double bits = 0;                   // sum of -log2 p
+};
+
+struct Evaluation {
+  std::int64_t bytes = 0, sequences = 0;
+  double bits = 0;
+  std::vector<EvaluationBin> bins;  // those with bytes
+
+  double bits_per_byte() const { return bits / static_cast<double>(bytes); }
+  double perplexity() const;  // 2 ^ bits per byte, of a byte
+};
+
+struct EvaluationOptions {
+  std::int64_t seq_len = 0;  // documents are cut into sequences of this many tokens; 0: whole documents
+  // Called now and then with the bytes done so far.
+  std::function<void(std::int64_t done)> progress;
+};
+
+// Scores every byte of the text once, each document (or piece of it) from an empty state; separators are context, not
+// scored. The model's vocabulary must be the 256 bytes. Throws Error when the text has no bytes, or the result is not
+// finite. The same bits for any number of threads.
+Evaluation evaluate(nn::Model<float>& model, const Text& text, const EvaluationOptions& options = {});
+
+}  // namespace loglinear::app

@@ -1,0 +1,84 @@
+#pragma once
+// The list of training settings: flags, configuration files and trainer.json all read it.
+
+#include <limits>
+
+#include <nlohmann/json.hpp>
+
+#include "app/train.hpp"
+
+namespace loglinear::app {
+
+// What a setting may be. Names are long flags without the dashes.
+struct SettingRange {
+  double low = 0, high = 0;
+};
+inline constexpr double kNoLimit = std::numeric_limits<double>::max();
+inline constexpr double kLargest = 1e12;  // of whole numbers
+
+// Calls f(name, reference, range or {}, group, help) for every setting.
+template <class Settings, class F>
+void for_each_setting(Settings& s, F&& f) {
+  const SettingRange none{}, positive{1, kLargest}, count{0, kLargest}, real{0, kNoLimit};
+  f("data", s.data, none, "Data", "text files, folders, .jsonl files with a \"text\" field");
+  f("val-data", s.val_data, none, "Data", "text for validation instead of a part of --data");
+  f("val-fraction", s.val_fraction, SettingRange{0, 0.9}, "Data", "part of --data held out for validation");
+  f("val-bytes", s.val_bytes, positive, "Data", "at most this much of the validation text is scored each time");
+  f("packing", s.packing, none, "Data",
+    "documents: sequences end with their document; blocks: contiguous blocks of all text");
+  f("seq-len", s.seq_len, SettingRange{1, 1 << 30}, "Data", "longest sequence, in bytes");
+  f("batch-tokens", s.batch_tokens, SettingRange{1, 1 << 30}, "Data", "bytes in a batch, at least --seq-len");
+
+  f("family", s.family, none, "Model",
+    "log_linear_mamba2, mamba2, log_linear_gated_deltanet, gated_deltanet or transformer");
+  f("hidden-size", s.hidden_size, SettingRange{1, 1 << 20}, "Model", "width D of the model");
+  f("layers", s.layers, SettingRange{1, 1 << 16}, "Model", "blocks");
+  f("heads", s.heads, SettingRange{0, 1 << 16}, "Model", "heads H; 0: chosen for the family");
+  f("groups", s.groups, SettingRange{0, 1 << 16}, "Model", "query/key groups G (Mamba-2 families); 0: 1");
+  f("key-width", s.key_width, SettingRange{0, 1 << 16}, "Model", "key width K of a head; 0: chosen for the family");
+  f("value-width", s.value_width, SettingRange{0, 1 << 16}, "Model", "value width V; 0: chosen for the family");
+  f("kv-heads", s.kv_heads, SettingRange{0, 1 << 16}, "Model", "key/value heads of the transformer; 0: --heads");
+  f("conv-width", s.conv_width, SettingRange{1, 64}, "Model", "taps of the short convolution");
+  f("mlp-width", s.mlp_width, SettingRange{0, 1 << 24}, "Model", "hidden width of the MLP; 0: about 8/3 D");
+  f("levels", s.levels, SettingRange{1, 64}, "Model", "levels L of the log-linear families");
+  f("norm-eps", s.norm_eps, SettingRange{0, 1}, "Model", "epsilon of the norms; 0: the family's");
+  f("initializer-range", s.initializer_range, SettingRange{0, 10}, "Model", "standard deviation of the first weights");
+  f("rope-theta", s.rope_theta, SettingRange{1, kNoLimit}, "Model", "base of the transformer's rotary embedding");
+
+  f("steps", s.steps, count, "Length", "optimizer steps (1000 when no length is given)");
+  f("epochs", s.epochs, count, "Length", "times over the text, instead of --steps");
+  f("minutes", s.minutes, SettingRange{0, 1e7}, "Length",
+    "time, instead of --steps; the schedule then follows the clock and a resumed run is not repeatable");
+
+  f("lr", s.lr, SettingRange{0, 1e6}, "Optimizer", "peak learning rate");
+  f("min-lr", s.min_lr, SettingRange{0, 1e6}, "Optimizer", "learning rate at the end; default: a tenth of --lr");
+  f("warmup", s.warmup, count, "Optimizer", "steps of linear warm-up");
+  f("schedule", s.schedule, none, "Optimizer", "cosine, linear, wsd (warm-up, stable, decay) or constant");
+  f("wsd-fraction", s.wsd_fraction, SettingRange{0, 1}, "Optimizer", "last part of the run that wsd decays over");
+  f("beta1", s.beta1, SettingRange{0, 0.999999}, "Optimizer", "AdamW, decay of the first moment");
+  f("beta2", s.beta2, SettingRange{0, 0.999999}, "Optimizer", "AdamW, decay of the second moment");
+  f("eps", s.eps, SettingRange{1e-30, 1}, "Optimizer", "AdamW, added to the root of the second moment");
+  f("weight-decay", s.weight_decay, SettingRange{0, 1e3}, "Optimizer", "AdamW; not on norms, biases and gates");
+  f("clip", s.clip, real, "Optimizer", "largest gradient norm; 0: no clipping");
+  f("accumulate", s.accumulate, SettingRange{1, 1 << 20}, "Optimizer", "batches a step");
+
+  f("val-every", s.val_every, count, "Run", "steps between validations, one at the end too; 0: only then");
+  f("save-every", s.save_every, count, "Run", "steps between checkpoints, one at the end too; 0: only then");
+  f("log-every", s.log_every, positive, "Run", "steps between lines on the console and in log.jsonl");
+  f("seed", s.seed, SettingRange{0, 9e15}, "Run", "of the first weights, the order of the text and the split");
+  f("threads", s.threads, SettingRange{0, 4096}, "Run", "0: all cores; never changes the result");
+}
+
+// All settings as {"lr": 0.002, ...}.
+nlohmann::json to_json(const TrainSettings& settings);
+
+// Sets what `json` (an object; keys as long flags with - or _) gives, checking type and range; `source` names it in
+// errors. A length (steps, epochs, minutes) replaces one set before. Throws Error of kind usage for an unknown key, a
+// wrong type, a value out of range, or two lengths at once.
+void apply_settings(TrainSettings& settings, const nlohmann::json& json, const std::string& source);
+
+// Checks what concerns several settings at once and fills in what is left to default (steps, min_lr). Throws Error of
+// kind usage.
+void complete_settings(TrainSettings& settings);
+
+}  // namespace loglinear::app

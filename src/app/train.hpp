@@ -1,0 +1,68 @@
+#pragma once
+// Training a byte-level language model.
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "nn/model.hpp"
+
+namespace loglinear::app {
+
+// Everything that a run depends on. The defaults are those of the program; settings.hpp lists the names, ranges and
+// help lines. 0 in a size of the model: chosen for the family.
+struct TrainSettings {
+  std::vector<std::string> data;
+  std::vector<std::string> val_data;
+  std::string out;
+
+  std::string family = "log_linear_mamba2";
+  std::int64_t hidden_size = 256, layers = 4, heads = 0, groups = 0, key_width = 0, value_width = 0, kv_heads = 0;
+  std::int64_t conv_width = 4, mlp_width = 0, levels = 15;
+  double norm_eps = 0, initializer_range = 0.006, rope_theta = 500000;
+
+  std::string packing = "documents";
+  std::int64_t seq_len = 1024, batch_tokens = 4096, accumulate = 1;
+  std::int64_t steps = 0, epochs = 0;  // one of steps, epochs, minutes; none: 1000 steps
+  double minutes = 0;
+  double lr = 2e-3, min_lr = -1, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1, clip = 1.0;
+  std::int64_t warmup = 50;
+  std::string schedule = "cosine";
+  double wsd_fraction = 0.2;
+  std::int64_t seed = 1, threads = 0;
+
+  double val_fraction = 0.05;
+  std::int64_t val_bytes = 262144, val_every = 200, save_every = 200, log_every = 10;
+  bool resume = false, quiet = false;
+};
+
+// The model that the settings ask for. Throws Error of kind usage when the sizes contradict each other.
+nn::ModelConfig model_config(const TrainSettings& settings);
+
+// How the run talks to whoever started it.
+struct TrainHooks {
+  std::function<void(std::string_view)> print;   // text for the console, whole lines unless `terminal`
+  std::function<void(const std::string&)> warn;  // one line
+  std::function<bool()> interrupted;             // asked after every step
+  bool terminal = false;                         // print may rewrite its last line (\r)
+};
+
+struct TrainResult {
+  std::int64_t step = 0;     // optimizer steps of the whole run, also before a resume
+  std::int64_t skipped = 0;  // of these, not applied because they were not finite
+  bool interrupted = false;
+  double validation = 0;   // bits per byte at the end; NaN without validation text
+  std::string checkpoint;  // the folder written last
+};
+
+// Trains as the settings say: a fresh run into settings.out, or with settings.resume the continuation of the newest
+// checkpoint there. Writes checkpoints and log.jsonl. A run that is stopped and resumed any number of times ends with
+// the same bits as one that was not (unless its length is given in minutes). Throws Error, kind usage for settings that
+// make no sense; whatever happens, checkpoints already written stay whole.
+TrainResult train(const TrainSettings& settings, const TrainHooks& hooks = {});
+
+}  // namespace loglinear::app
