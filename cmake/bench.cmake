@@ -1,0 +1,14 @@
+# One program a file bench*.cpp, build/bench/bench_<operator>; all of them: the target bench. Not part of all. A benchmark
+# whose name holds "smoke" is small: ./run test runs those, so that benchmarks do not rot.
+
+find_package(benchmark REQUIRED)
+add_custom_target(bench)
+file(GLOB_RECURSE files CONFIGURE_DEPENDS src/bench*.cpp bench/*.cpp)
+foreach(file ${files})
+  loglinear_program_name(${file} bench name)
+  add_executable(${name} EXCLUDE_FROM_ALL ${file})
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/bench)
+  target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/src ${RANDOM123_INCLUDE})
+  target_link_libraries(${name} PRIVATE loglinear_app benchmark::benchmark_main)
+  add_dependencies(bench ${name})
+endforeach()

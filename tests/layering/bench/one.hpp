@@ -1,0 +1,2 @@
+#pragma once  // expect: error (a circle)
+#include "two.hpp"

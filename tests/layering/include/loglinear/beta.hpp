@@ -1,0 +1,2 @@
+#pragma once
+#include <loglinear/gone.hpp>  // expect: error (no such file)

@@ -1,0 +1,1 @@
+#pragma once  // expect: error (no room owns this header)

@@ -1,0 +1,3 @@
+#pragma once
+#include "compare.hpp"  // expect: error (only tests may use tests/)
+#include "loglinear/beta.hpp"

@@ -1,0 +1,1 @@
+#pragma once  // expect: error (belongs to no operator)

@@ -1,0 +1,3 @@
+#pragma once
+#include "base/scratch.hpp"
+#include "ops/alpha/kernel.hpp"  // expect: error (up)
