@@ -4,10 +4,12 @@
 #include <omp.h>
 
 #include <algorithm>
-
+#include <atomic>
 #include <cstdint>
 #include <exception>
 #include <mutex>
+#include <thread>
+#include <vector>
 
 namespace loglinear {
 
@@ -25,15 +27,27 @@ void parallel_for(std::int64_t n, int threads, const Body& body) {
   }
   std::exception_ptr error;
   std::mutex guard;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(count)
-  for (std::int64_t i = 0; i < n; ++i) {
+  const auto item = [&](std::int64_t i) {
     try {
       body(i);
     } catch (...) {
       const std::lock_guard lock(guard);
       if (!error) error = std::current_exception();
     }
-  }
+  };
+#if defined(__SANITIZE_THREAD__)
+  // The thread sanitizer cannot see the barriers of OpenMP's runtime; it sees those of std::thread.
+  std::atomic<std::int64_t> next = 0;
+  std::vector<std::thread> workers;
+  for (int w = 0; w < count; ++w)
+    workers.emplace_back([&] {
+      for (std::int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) item(i);
+    });
+  for (std::thread& worker : workers) worker.join();
+#else
+#pragma omp parallel for schedule(dynamic, 1) num_threads(count)
+  for (std::int64_t i = 0; i < n; ++i) item(i);
+#endif
   if (error) std::rethrow_exception(error);
 }
 

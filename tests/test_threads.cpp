@@ -1,0 +1,173 @@
+// What the operator promises to programs with threads of their own: calls on distinct outputs and distinct States may
+// run at the same time, also when they read the same inputs and when the States share matrices. Built with the thread
+// sanitizer as well (preset tsan).
+
+#include <cstring>
+#include <span>
+#include <thread>
+#include <vector>
+
+#include "base/random.hpp"
+#include "gtest/gtest.h"
+#include "loglinear/log_linear.hpp"
+
+namespace loglinear {
+namespace {
+
+constexpr std::int64_t kT = 150, kG = 1, kH = 2, kK = 8, kV = 8, kL = 6;
+
+struct Inputs {
+  std::vector<float> q, k, v, g, beta, scales, dout;
+
+  explicit Inputs(std::uint64_t seed)
+      : q(draw(seed, 1, kT * kG * kK)),
+        k(draw(seed, 2, kT * kG * kK)),
+        v(draw(seed, 3, kT * kH * kV)),
+        g(draw(seed, 4, kT * kH)),
+        beta(draw(seed, 5, kT * kH)),
+        scales(draw(seed, 6, kT * kH * kL)),
+        dout(draw(seed, 7, kT * kH * kV)) {
+    for (float& x : g) x = -0.1f * x * x;
+    for (float& x : beta) x = 0.1f * x * x;
+  }
+
+  static std::vector<float> draw(std::uint64_t seed, std::uint64_t stream, std::int64_t n) {
+    Random random(seed, stream);
+    std::vector<float> x(n);
+    for (float& value : x) value = 0.3f * static_cast<float>(random.normal());
+    return x;
+  }
+};
+
+// Forward of `tokens` tokens from `begin`; the state goes in and out.
+std::vector<float> run_forward(Rule rule, const Inputs& x, std::int64_t begin, std::int64_t tokens, State& state,
+                               int threads) {
+  std::vector<float> out(tokens * kH * kV);
+  log_linear::ForwardArgs args;
+  args.rule = rule;
+  args.q = Tensor(const_cast<float*>(x.q.data()) + begin * kG * kK, {1, tokens, kG, kK});
+  args.k = Tensor(const_cast<float*>(x.k.data()) + begin * kG * kK, {1, tokens, kG, kK});
+  args.v = Tensor(const_cast<float*>(x.v.data()) + begin * kH * kV, {1, tokens, kH, kV});
+  args.g = Tensor(const_cast<float*>(x.g.data()) + begin * kH, {1, tokens, kH});
+  if (has_beta(rule)) args.beta = Tensor(const_cast<float*>(x.beta.data()) + begin * kH, {1, tokens, kH});
+  args.level_scales = Tensor(const_cast<float*>(x.scales.data()) + begin * kH * kL, {1, tokens, kH, kL});
+  args.out = Tensor(out.data(), {1, tokens, kH, kV});
+  args.initial_state = {&state, 1};
+  args.final_state = {&state, 1};
+  args.threads = threads;
+  log_linear::forward(args);
+  return out;
+}
+
+// Tokens from `begin` to the end, one at a time.
+std::vector<float> run_steps(Rule rule, const Inputs& x, std::int64_t begin, State& state) {
+  std::vector<float> out((kT - begin) * kH * kV);
+  for (std::int64_t t = begin; t < kT; ++t) {
+    log_linear::StepArgs args;
+    args.rule = rule;
+    args.q = Tensor(const_cast<float*>(x.q.data()) + t * kG * kK, {1, kG, kK});
+    args.k = Tensor(const_cast<float*>(x.k.data()) + t * kG * kK, {1, kG, kK});
+    args.v = Tensor(const_cast<float*>(x.v.data()) + t * kH * kV, {1, kH, kV});
+    args.g = Tensor(const_cast<float*>(x.g.data()) + t * kH, {1, kH});
+    if (has_beta(rule)) args.beta = Tensor(const_cast<float*>(x.beta.data()) + t * kH, {1, kH});
+    args.level_scales = Tensor(const_cast<float*>(x.scales.data()) + t * kH * kL, {1, kH, kL});
+    args.out = Tensor(out.data() + (t - begin) * kH * kV, {1, kH, kV});
+    args.states = {&state, 1};
+    args.threads = 1;
+    log_linear::step(args);
+  }
+  return out;
+}
+
+// Every gradient of the whole sequence, one after the other.
+std::vector<float> run_backward(Rule rule, const Inputs& x, int threads) {
+  std::vector<float> dq(x.q.size()), dk(x.k.size()), dv(x.v.size()), dg(x.g.size()), dbeta(x.beta.size()),
+      dscales(x.scales.size());
+  log_linear::BackwardArgs args;
+  args.rule = rule;
+  args.q = Tensor(const_cast<float*>(x.q.data()), {1, kT, kG, kK});
+  args.k = Tensor(const_cast<float*>(x.k.data()), {1, kT, kG, kK});
+  args.v = Tensor(const_cast<float*>(x.v.data()), {1, kT, kH, kV});
+  args.g = Tensor(const_cast<float*>(x.g.data()), {1, kT, kH});
+  args.level_scales = Tensor(const_cast<float*>(x.scales.data()), {1, kT, kH, kL});
+  args.dout = Tensor(const_cast<float*>(x.dout.data()), {1, kT, kH, kV});
+  args.dq = Tensor(dq.data(), {1, kT, kG, kK});
+  args.dk = Tensor(dk.data(), {1, kT, kG, kK});
+  args.dv = Tensor(dv.data(), {1, kT, kH, kV});
+  args.dg = Tensor(dg.data(), {1, kT, kH});
+  args.dlevel_scales = Tensor(dscales.data(), {1, kT, kH, kL});
+  if (has_beta(rule)) {
+    args.beta = Tensor(const_cast<float*>(x.beta.data()), {1, kT, kH});
+    args.dbeta = Tensor(dbeta.data(), {1, kT, kH});
+  }
+  args.threads = threads;
+  log_linear::backward(args);
+  std::vector<float> all;
+  for (const auto* part : {&dq, &dk, &dv, &dg, &dbeta, &dscales}) all.insert(all.end(), part->begin(), part->end());
+  return all;
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+// Runs body(i) on `count` threads at once.
+template <class Body>
+void at_once(int count, const Body& body) {
+  std::vector<std::thread> threads;
+  for (int i = 0; i < count; ++i) threads.emplace_back([&body, i] { body(i); });
+  for (std::thread& thread : threads) thread.join();
+}
+
+TEST(Threads, CallsAtTheSameTimeGiveTheBitsOfCallsOneByOne) {
+  constexpr int kCalls = 4;
+  const Inputs x(1);
+  for (Rule rule : kRules) {
+    State state(rule, kH, kK, kV);
+    const std::vector<float> forward_alone = run_forward(rule, x, 0, kT, state, 1);
+    const std::vector<float> backward_alone = run_backward(rule, x, 1);
+    std::vector<std::vector<float>> forward(kCalls), backward(kCalls);
+    at_once(kCalls, [&](int i) {
+      State own(rule, kH, kK, kV);
+      // Half of the calls use threads of the library as well.
+      forward[i] = run_forward(rule, x, 0, kT, own, 1 + i % 2);
+      backward[i] = run_backward(rule, x, 1 + i % 2);
+    });
+    for (int i = 0; i < kCalls; ++i) {
+      EXPECT_TRUE(same_bits(forward[i], forward_alone)) << name_of(rule) << ", call " << i;
+      EXPECT_TRUE(same_bits(backward[i], backward_alone)) << name_of(rule) << ", call " << i;
+    }
+  }
+}
+
+TEST(Threads, ForksOfOneStateGoOnAtTheSameTime) {
+  constexpr int kForks = 4;
+  constexpr std::int64_t kPrefix = 87;  // 64 + 16 + 4 + 2 + 1: five shared matrices
+  const Inputs shared(2);
+  for (Rule rule : kRules) {
+    State prefix(rule, kH, kK, kV);
+    run_forward(rule, shared, 0, kPrefix, prefix, 1);
+
+    std::vector<Inputs> suffix;
+    std::vector<std::vector<float>> alone(kForks), stepped(kForks);
+    for (int i = 0; i < kForks; ++i) {
+      suffix.emplace_back(100 + i);
+      State fork = prefix;
+      alone[i] = run_steps(rule, suffix[i], kPrefix, fork);
+    }
+
+    std::vector<State> forks(kForks, prefix);
+    at_once(kForks, [&](int i) { stepped[i] = run_steps(rule, suffix[i], kPrefix, forks[i]); });
+    for (int i = 0; i < kForks; ++i) {
+      EXPECT_TRUE(same_bits(stepped[i], alone[i])) << name_of(rule) << ", fork " << i;
+      EXPECT_EQ(forks[i].position(), kT);
+    }
+    // The forks left the state that they came from as it was.
+    State again = prefix;
+    EXPECT_EQ(prefix.position(), kPrefix);
+    EXPECT_TRUE(same_bits(run_steps(rule, suffix[0], kPrefix, again), alone[0])) << name_of(rule);
+  }
+}
+
+}  // namespace
+}  // namespace loglinear
