@@ -15,7 +15,7 @@
 namespace loglinear::nn {
 
 // What a model is. Names and meanings follow the published checkpoints; to_json / config_from_json convert to
-// config.json.
+// config.json. Fields that a family does not have are ignored; resolved() sets them to these defaults.
 struct ModelConfig {
   // log_linear_mamba2, mamba2, log_linear_gated_deltanet, gated_deltanet or transformer (config.json: the published
   // model_type of each family; the aliases are read too).
@@ -25,25 +25,50 @@ struct ModelConfig {
   std::int64_t num_layers = 4;
   std::int64_t num_heads = 8;     // H
   std::int64_t num_groups = 1;    // G   (Mamba-2 families; GDN: G = H)
-  std::int64_t key_width = 64;    // K   (Mamba-2: state size N; GDN: head_dim; transformer: D / H)
-  std::int64_t value_width = 64;  // V   (Mamba-2: head_dim P; GDN: head_dim * expand_v)
-  std::int64_t kv_heads = 8;      // transformer
+  std::int64_t key_width = 64;    // K   (Mamba-2: state size N; GDN: head_dim; transformer: always D / H)
+  std::int64_t value_width = 64;  // V   (Mamba-2: head_dim P; GDN: head_dim * expand_v; transformer: always D / H)
   std::int64_t conv_width = 4;
   std::int64_t mlp_width = 0;    // 0: 256 * ceil(int(D * 4 * 2 / 3) / 256)
   std::int64_t num_levels = 15;  // L; 1 scale fixed at one for the base families
   double norm_eps = 1e-5;
   double initializer_range = 0.006;
+  bool unit_scales = false;  // a base checkpoint loaded as a log-linear model: every level scale is one, no dl, no L
+
+  // Softmax attention: every layer of a transformer, and the hybrid layers of the GDN families.
+  std::int64_t kv_heads = 0;  // 0: as many as query heads
   double rope_theta = 500000;
-  bool unit_scales = false;  // a base checkpoint loaded as a log-linear model: every level scale is one
+  std::int64_t window = 0;                // 0: all keys
+  bool qkv_bias = false;                  // biases on q_proj, k_proj and v_proj
+  std::vector<std::int64_t> attn_layers;  // hybrids: which layers, ascending; transformer: ignored, all of them
+  std::int64_t attn_heads = 0;            // hybrids: their query heads, 0: num_heads
 
   bool operator==(const ModelConfig&) const = default;
 };
 
-nlohmann::json to_json(const ModelConfig& config);
-// Throws Error naming the key for missing, mistyped, out-of-range or contradictory values.
-ModelConfig config_from_json(const nlohmann::json& json);
-// Throws Error when the sizes contradict each other (G not dividing H, widths < 1, ...).
+// The names a family may have, in the order above.
+std::vector<std::string> family_names();
+
+// Throws Error (usage) naming the field when a value is out of range or values contradict each other.
 void check(const ModelConfig& config);
+// check(), then the config with every derived value filled in (mlp_width, kv_heads, the transformer's widths, one level
+// for base families) and every field that the family does not have at its default. Model::config() is resolved.
+ModelConfig resolved(const ModelConfig& config);
+
+// The published keys and model_type, of the resolved config.
+nlohmann::json to_json(const ModelConfig& config);
+// Gives a resolved config. Throws Error (failure) naming the key: missing, mistyped, out of range, contradictory, or a
+// published option that this model does not have. Other keys (bookkeeping) are ignored.
+ModelConfig config_from_json(const nlohmann::json& json);
+// The same from the text of a config.json, which, as Python writes it, may contain the bare words Infinity and NaN.
+ModelConfig config_from_text(const std::string& text);
+
+// Name, shape and kind of every parameter, in the order of Model::parameters(), without allocating a model.
+struct ParameterInfo {
+  std::string name;
+  std::vector<std::int64_t> shape;
+  bool decay = true;  // whether weight decay applies
+};
+std::vector<ParameterInfo> parameter_list(const ModelConfig& config);
 
 // One parameter tensor, with its published name. value and grad are owned by the model.
 template <class T>
@@ -73,8 +98,10 @@ class DecodeState {
   DecodeState& operator=(DecodeState&&) noexcept;
   ~DecodeState();
 
-  std::int64_t position() const;
-  std::size_t bytes() const;
+  std::int64_t position() const;  // tokens read so far
+  std::size_t bytes() const;      // of the arrays it holds, those shared with forks counted in full
+  // "position" (1) in f64, and for layer i: "layers.i.conv", "layers.i.state.bit<j>" (H, K, V) with its ".log_decay"
+  // (H) in f64 for every set bit j of the position, or "layers.i.keys" and "layers.i.values".
   std::vector<StateTensor> save() const;
 
   struct Impl;
@@ -107,7 +134,8 @@ class Model {
   void zero_grad();
 
   // Decoding. new_state: position 0. read: consumes tokens (any number >= 1, chunked) and writes the logits after the
-  // last one, (vocab). A single token goes through the operator's step form.
+  // last one, (vocab). A single token goes through the operator's step form. Throws Error, state untouched, on a token
+  // out of range or a state of a model with another config.
   DecodeState new_state() const;
   void read(DecodeState& state, std::span<const std::int32_t> tokens, std::span<T> logits);
   // Restores what DecodeState::save gave. Throws Error when a tensor is missing or has the wrong shape for this model.
