@@ -12,10 +12,11 @@
 
 #include <nlohmann/json.hpp>
 
-#include "app/data.hpp"
 #include "nn/model.hpp"
 
 namespace loglinear::app {
+
+using Warn = std::function<void(const std::string&)>;  // one line, without an end of line
 
 // Reading models
 
@@ -64,6 +65,9 @@ struct TrainingCheckpoint {
   nlohmann::json trainer;
 };
 std::optional<TrainingCheckpoint> newest_checkpoint(const std::filesystem::path& directory, const Warn& warn);
+
+// The settings stored in the newest checkpoint whose trainer.json can be read; null when there is none.
+nlohmann::json stored_settings(const std::filesystem::path& directory);
 
 // Reads the parameters and moments of a training checkpoint into a model of its configuration.
 void load_checkpoint(const TrainingCheckpoint& checkpoint, nn::Model<float>& model, Moments& moments);

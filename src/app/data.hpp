@@ -1,13 +1,10 @@
 #pragma once
-// Text for training and evaluation: read from files, kept as one stream of byte tokens, cut into pieces and batches.
+// Text for training and evaluation: one stream of byte tokens, cut into pieces and packed into batches. io/text.hpp
+// reads and splits the documents.
 
 #include <cstdint>
-#include <filesystem>
-#include <functional>
 #include <span>
 #include <string>
-#include <string_view>
-#include <utility>
 #include <vector>
 
 namespace loglinear::app {
@@ -16,35 +13,23 @@ namespace loglinear::app {
 // with a zero byte is refused as binary.
 inline constexpr std::uint8_t kSeparator = 0;
 
-using Warn = std::function<void(const std::string&)>;
-
 // Documents as one stream of byte tokens: a separator, the first document, a separator, the second document, ..., a
 // separator. Position i of the stream predicts position i + 1.
 struct Text {
-  std::vector<std::uint8_t> stream;  // {separator} when there are no documents
+  std::vector<std::uint8_t> stream{kSeparator};
 
-  Text();
-  void add(std::string_view document);  // empty documents are left out
+  Text() = default;
+  // Empty documents are left out. Throws Error when a document holds a separator.
+  explicit Text(std::span<const std::string> documents);
 
-  std::int64_t bytes() const;        // of the documents, separators not counted
-  std::int64_t documents() const;    //
-  std::int64_t predictions() const;  // stream.size() - 1: every byte and one separator a document
-  std::uint64_t hash() const;        // of the stream
+  std::int64_t bytes() const { return predictions() - documents_; }  // of the documents, separators not counted
+  std::int64_t documents() const { return documents_; }
+  std::int64_t predictions() const { return static_cast<std::int64_t>(stream.size()) - 1; }
+  std::uint64_t hash() const;  // XXH3 of the stream
 
  private:
   std::int64_t documents_ = 0;
 };
-
-// Reads files, folders and JSON lines, in the order given; a folder recursively, sorted by path. Every file is one
-// document, except that each line of a .jsonl or .ndjson file is an object whose string "text" is one document.
-// In a folder, hidden files and folders, empty files and binary files (holding a zero byte) are left out, the last with
-// one call of warn for the whole folder. Stops after max_bytes (0: no limit). Throws Error when a path does not exist,
-// cannot be read, is empty, or is binary, when a JSON line is broken (naming file and line), and when no text is left.
-Text read_text(const std::vector<std::filesystem::path>& paths, const Warn& warn = {}, std::int64_t max_bytes = 0);
-
-// Cuts a fraction (0 <= fraction < 1) of the bytes off for validation: whole documents in an order drawn from the seed,
-// the last of them as a tail. first: the rest, second: the held-out part; documents keep their order.
-std::pair<Text, Text> split_text(const Text& text, double fraction, std::uint64_t seed);
 
 enum class Packing {
   documents,  // a sequence never crosses a document's end
@@ -89,16 +74,18 @@ class BatchReader {
   void next(Batch& batch);
   // The position, normalised: the end of an epoch is the beginning of the next.
   DataPosition position() const { return position_; }
-  // Batches in epoch `epoch`, counted by walking it.
-  std::int64_t batches_in_epoch(std::int64_t epoch);
+  // Batches in an epoch, counted by walking it.
+  std::int64_t batches_in_epoch(std::int64_t epoch) const;
 
  private:
-  void shuffle(std::int64_t epoch);
+  std::vector<std::int64_t> shuffled(std::int64_t epoch) const;
+  // Pieces from order[begin] on that fit into one batch.
+  std::int64_t fitting(const std::vector<std::int64_t>& order, std::int64_t begin) const;
 
   const Text& text_;
   std::vector<Piece> pieces_;
-  std::vector<std::int64_t> order_;  // of epoch shuffled_
-  std::int64_t batch_tokens_, shuffled_ = -1;
+  std::vector<std::int64_t> order_;  // of the position's epoch
+  std::int64_t batch_tokens_;
   std::uint64_t seed_;
   DataPosition position_;
 };

@@ -26,7 +26,8 @@ struct Evaluation {
 };
 
 struct EvaluationOptions {
-  std::int64_t seq_len = 0;  // documents are cut into sequences of this many tokens; 0: whole documents
+  std::int64_t seq_len = 0;           // documents are cut into sequences of this many tokens; 0: whole documents
+  std::int64_t batch_tokens = 16384;  // short sequences are packed together up to this many tokens
   // Called now and then with the bytes done so far.
   std::function<void(std::int64_t done)> progress;
 };

@@ -1,7 +1,9 @@
 #pragma once
 // The list of training settings: flags, configuration files and trainer.json all read it.
 
+#include <filesystem>
 #include <limits>
+#include <string>
 
 #include <nlohmann/json.hpp>
 
@@ -46,7 +48,7 @@ void for_each_setting(Settings& s, F&& f) {
   f("rope-theta", s.rope_theta, SettingRange{1, kNoLimit}, "Model", "base of the transformer's rotary embedding");
 
   f("steps", s.steps, count, "Length", "optimizer steps (1000 when no length is given)");
-  f("epochs", s.epochs, count, "Length", "times over the text, instead of --steps");
+  f("epochs", s.epochs, SettingRange{0, 100000}, "Length", "times over the text, instead of --steps");
   f("minutes", s.minutes, SettingRange{0, 1e7}, "Length",
     "time, instead of --steps; the schedule then follows the clock and a resumed run is not repeatable");
 
@@ -62,14 +64,18 @@ void for_each_setting(Settings& s, F&& f) {
   f("clip", s.clip, real, "Optimizer", "largest gradient norm; 0: no clipping");
   f("accumulate", s.accumulate, SettingRange{1, 1 << 20}, "Optimizer", "batches a step");
 
+  f("out", s.out, none, "Run", "folder for checkpoints and log.jsonl");
+  f("resume", s.resume, none, "Run",
+    "go on from the newest checkpoint in --out; settings not given are those it was saved with");
   f("val-every", s.val_every, count, "Run", "steps between validations, one at the end too; 0: only then");
   f("save-every", s.save_every, count, "Run", "steps between checkpoints, one at the end too; 0: only then");
   f("log-every", s.log_every, positive, "Run", "steps between lines on the console and in log.jsonl");
   f("seed", s.seed, SettingRange{0, 9e15}, "Run", "of the first weights, the order of the text and the split");
   f("threads", s.threads, SettingRange{0, 4096}, "Run", "0: all cores; never changes the result");
+  f("quiet", s.quiet, none, "Run", "print nothing but errors");
 }
 
-// All settings as {"lr": 0.002, ...}.
+// The settings as {"lr": 0.002, ...}, those about one call (out, resume, quiet) left out.
 nlohmann::json to_json(const TrainSettings& settings);
 
 // Sets what `json` (an object; keys as long flags with - or _) gives, checking type and range; `source` names it in
@@ -77,7 +83,11 @@ nlohmann::json to_json(const TrainSettings& settings);
 // wrong type, a value out of range, or two lengths at once.
 void apply_settings(TrainSettings& settings, const nlohmann::json& json, const std::string& source);
 
-// Checks what concerns several settings at once and fills in what is left to default (steps, min_lr). Throws Error of
+// The settings of one call: the defaults; when resuming, over them those of the newest checkpoint in `out`; over them
+// the configuration file (TOML or JSON; none when the path is empty); over them the flags.
+TrainSettings resolve_settings(const nlohmann::json& flags, const std::filesystem::path& config);
+
+// Checks what concerns several settings at once and fills in what is left to default (length, min-lr). Throws Error of
 // kind usage.
 void complete_settings(TrainSettings& settings);
 

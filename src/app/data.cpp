@@ -1,0 +1,119 @@
+#include "app/data.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+#include <xxhash.h>
+
+#include "base/error.hpp"
+#include "base/random.hpp"
+
+namespace loglinear::app {
+namespace {
+
+constexpr std::uint64_t kOrderStream = std::uint64_t{0x64617461} << 32;  // + epoch
+
+}  // namespace
+
+Text::Text(std::span<const std::string> documents) {
+  std::size_t total = stream.size();
+  for (const std::string& document : documents) total += document.size() + 1;
+  stream.reserve(total);
+  for (const std::string& document : documents) {
+    if (document.empty()) continue;
+    if (const auto at = document.find('\0'); at != std::string::npos)
+      fail("data", "document {} holds a zero byte at offset {}: text is expected, not binary data", documents_ + 1, at);
+    stream.insert(stream.end(), document.begin(), document.end());
+    stream.push_back(kSeparator);
+    ++documents_;
+  }
+}
+
+std::uint64_t Text::hash() const { return XXH3_64bits(stream.data(), stream.size()); }
+
+std::vector<Piece> cut_pieces(const Text& text, Packing packing, std::int64_t seq_len) {
+  if (seq_len < 1) fail("data", "seq_len: got {}, need at least 1", seq_len);
+  std::vector<Piece> pieces;
+  const auto cut = [&](std::int64_t begin, std::int64_t end) {
+    for (; begin < end; begin += seq_len) pieces.push_back({begin, std::min(seq_len, end - begin)});
+  };
+  if (packing == Packing::blocks) {
+    cut(0, text.predictions());
+    return pieces;
+  }
+  for (std::int64_t begin = 0; begin < text.predictions();) {
+    const void* next = std::memchr(text.stream.data() + begin + 1, kSeparator, text.stream.size() - begin - 1);
+    const std::int64_t end = static_cast<const std::uint8_t*>(next) - text.stream.data();
+    cut(begin, end);
+    begin = end;
+  }
+  return pieces;
+}
+
+void Batch::clear() {
+  tokens.clear();
+  targets.clear();
+  cu_seqlens.assign(1, 0);
+  scored = 0;
+}
+
+void Batch::add(const Text& text, Piece piece, bool end_of_document) {
+  const std::uint8_t* from = text.stream.data() + piece.begin;
+  for (std::int64_t i = 0; i < piece.length; ++i) {
+    const bool score = end_of_document || from[i + 1] != kSeparator;
+    tokens.push_back(from[i]);
+    targets.push_back(score ? from[i + 1] : -1);
+    scored += score;
+  }
+  cu_seqlens.push_back(static_cast<std::int64_t>(tokens.size()));
+}
+
+BatchReader::BatchReader(const Text& text, std::vector<Piece> pieces, std::int64_t batch_tokens, std::uint64_t seed,
+                         DataPosition position)
+    : text_(text), pieces_(std::move(pieces)), batch_tokens_(batch_tokens), seed_(seed), position_(position) {
+  if (pieces_.empty()) fail("data", "there is no text");
+  for (const Piece& piece : pieces_)
+    if (piece.length > batch_tokens_)
+      fail("data", "a sequence of {} bytes does not fit into a batch of {}", piece.length, batch_tokens_);
+  if (position.epoch < 0 || position.piece < 0 || position.piece >= static_cast<std::int64_t>(pieces_.size()))
+    fail("data", "position {} of epoch {} is not within the {} sequences of the text", position.piece, position.epoch,
+         pieces_.size());
+  order_ = shuffled(position_.epoch);
+}
+
+std::vector<std::int64_t> BatchReader::shuffled(std::int64_t epoch) const {
+  std::vector<std::int64_t> order(pieces_.size());
+  std::iota(order.begin(), order.end(), 0);
+  Random random(seed_, kOrderStream + static_cast<std::uint64_t>(epoch));
+  for (std::size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random.below(i)]);
+  return order;
+}
+
+std::int64_t BatchReader::fitting(const std::vector<std::int64_t>& order, std::int64_t begin) const {
+  std::int64_t count = 0, tokens = 0;
+  for (std::size_t i = begin; i < order.size(); ++i, ++count) {
+    tokens += pieces_[order[i]].length;
+    if (tokens > batch_tokens_) break;
+  }
+  return count;
+}
+
+void BatchReader::next(Batch& batch) {
+  batch.clear();
+  const std::int64_t end = position_.piece + fitting(order_, position_.piece);
+  for (; position_.piece < end; ++position_.piece) batch.add(text_, pieces_[order_[position_.piece]]);
+  if (position_.piece == static_cast<std::int64_t>(pieces_.size())) {
+    position_ = {position_.epoch + 1, 0};
+    order_ = shuffled(position_.epoch);
+  }
+}
+
+std::int64_t BatchReader::batches_in_epoch(std::int64_t epoch) const {
+  const std::vector<std::int64_t> order = shuffled(epoch);
+  std::int64_t batches = 0;
+  for (std::int64_t i = 0; i < static_cast<std::int64_t>(order.size()); i += fitting(order, i)) ++batches;
+  return batches;
+}
+
+}  // namespace loglinear::app

@@ -1,0 +1,102 @@
+#include "app/settings.hpp"
+
+#include <algorithm>
+#include <type_traits>
+
+#include "app/checkpoint.hpp"
+#include "base/error.hpp"
+#include "io/config.hpp"
+
+namespace loglinear::app {
+namespace {
+
+const std::vector<std::string> kFamilies = {"log_linear_mamba2", "mamba2", "log_linear_gated_deltanet",
+                                            "gated_deltanet", "transformer"};
+const std::vector<std::string> kPackings = {"documents", "blocks"};
+const std::vector<std::string> kSchedules = {"cosine", "linear", "wsd", "constant"};
+
+bool about_one_call(const std::string& name) { return name == "out" || name == "resume" || name == "quiet"; }
+
+// Keys with - in place of _.
+nlohmann::json dashed(const nlohmann::json& json, const std::string& source) {
+  if (!json.is_object()) fail_usage("train", "{}: an object of settings is needed", source);
+  nlohmann::json result = nlohmann::json::object();
+  for (const auto& [key, value] : json.items()) {
+    std::string name = key;
+    std::replace(name.begin(), name.end(), '_', '-');
+    if (result.contains(name)) fail_usage("train", "{}: {} is given twice", source, name);
+    result[name] = value;
+  }
+  return result;
+}
+
+}  // namespace
+
+nlohmann::json to_json(const TrainSettings& settings) {
+  nlohmann::json json = nlohmann::json::object();
+  for_each_setting(settings, [&](const std::string& name, const auto& value, const auto&...) {
+    if (!about_one_call(name) && !(name == "min-lr" && settings.min_lr < 0)) json[name] = value;
+  });
+  return json;
+}
+
+void apply_settings(TrainSettings& settings, const nlohmann::json& json, const std::string& source) {
+  const nlohmann::json object = dashed(json, source);
+  io::ConfigReader reader(object, source);
+  if (object.contains("steps") || object.contains("epochs") || object.contains("minutes"))
+    settings.steps = settings.epochs = 0, settings.minutes = 0;
+  for_each_setting(settings, [&](const std::string& name, auto& value, const SettingRange& range, const auto&...) {
+    using Value = std::remove_cvref_t<decltype(value)>;
+    if constexpr (std::is_same_v<Value, bool>) {
+      reader.boolean(name, value);
+    } else if constexpr (std::is_same_v<Value, std::int64_t>) {
+      reader.integer(name, value, static_cast<std::int64_t>(range.low), static_cast<std::int64_t>(range.high));
+    } else if constexpr (std::is_same_v<Value, double>) {
+      reader.real(name, value, range.low, range.high);
+    } else if constexpr (std::is_same_v<Value, std::vector<std::string>>) {
+      reader.texts(name, value);
+    } else if (name == "family") {
+      reader.choice(name, value, kFamilies);
+    } else if (name == "packing") {
+      reader.choice(name, value, kPackings);
+    } else if (name == "schedule") {
+      reader.choice(name, value, kSchedules);
+    } else {
+      reader.text(name, value);
+    }
+  });
+  reader.finish();
+  if ((settings.steps > 0) + (settings.epochs > 0) + (settings.minutes > 0) > 1)
+    fail_usage("train", "{}: give one of steps, epochs and minutes", source);
+}
+
+TrainSettings resolve_settings(const nlohmann::json& flags, const std::filesystem::path& config) {
+  const nlohmann::json file = config.empty() ? nlohmann::json::object() : io::load_config(config);
+  const auto apply_given = [&](TrainSettings& settings) {
+    if (!config.empty()) apply_settings(settings, file, config.string());
+    apply_settings(settings, flags, "flags");
+  };
+  TrainSettings settings;
+  apply_given(settings);
+  if (settings.resume && !settings.out.empty()) {
+    if (const nlohmann::json stored = stored_settings(settings.out); !stored.is_null()) {
+      settings = {};
+      apply_settings(settings, stored, settings.out + " (settings of the checkpoint)");
+      apply_given(settings);
+    }
+  }
+  return settings;
+}
+
+void complete_settings(TrainSettings& s) {
+  if (s.out.empty()) fail_usage("train", "--out is missing: the folder for checkpoints");
+  if (s.data.empty()) fail_usage("train", "--data is missing: text files or folders to train on");
+  if (s.steps == 0 && s.epochs == 0 && !(s.minutes > 0)) s.steps = 1000;
+  if (s.min_lr < 0) s.min_lr = 0.1 * s.lr;
+  if (s.min_lr > s.lr) fail_usage("train", "--min-lr {} is above --lr {}", s.min_lr, s.lr);
+  if (s.batch_tokens < s.seq_len)
+    fail_usage("train", "--batch-tokens {} is below --seq-len {}", s.batch_tokens, s.seq_len);
+  if (s.initializer_range <= 0) fail_usage("train", "--initializer-range must be above 0");
+}
+
+}  // namespace loglinear::app

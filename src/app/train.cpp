@@ -1,0 +1,531 @@
+#include "app/train.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <limits>
+#include <memory>
+#include <numbers>
+#include <optional>
+
+#include <unistd.h>
+
+#include "app/checkpoint.hpp"
+#include "app/data.hpp"
+#include "app/evaluate.hpp"
+#include "app/progress.hpp"
+#include "app/schedule.hpp"
+#include "app/settings.hpp"
+#include "base/error.hpp"
+#include "io/file.hpp"
+#include "io/json_log.hpp"
+#include "io/text.hpp"
+#include "loglinear/adamw.hpp"
+
+namespace loglinear::app {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr int kMaxSkippedInARow = 10;
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+
+// Settings that decide which model is trained on which sequences: a resumed run must keep them.
+constexpr const char* kFixed[] = {"family",     "hidden-size",       "layers",      "heads",
+                                  "groups",     "key-width",         "value-width", "kv-heads",
+                                  "conv-width", "mlp-width",         "levels",      "norm-eps",
+                                  "rope-theta", "packing",           "seq-len",     "batch-tokens",
+                                  "seed",       "initializer-range", "accumulate"};
+
+// What changes from step to step and is not in the model or the optimizer: all of it goes into trainer.json.
+struct Progress {
+  std::int64_t step = 0;     // optimizer steps begun and ended
+  std::int64_t updates = 0;  // of these, applied
+  std::int64_t skipped = 0;  // of these, not finite and not applied
+  std::int64_t skipped_in_a_row = 0;
+  std::int64_t tokens = 0;  // read
+  DataPosition position;
+  double seconds = 0;           // of the whole run
+  double best = kNaN;           // validation, bits per byte
+  double last = kNaN;           // validation, bits per byte, the newest
+  std::int64_t validated = -1;  // step of the newest validation
+  // Since the last line of the log.
+  double loss = 0;  // nats, summed over targets
+  std::int64_t scored = 0;
+};
+
+json number(double x) { return std::isfinite(x) ? json(x) : json(nullptr); }
+double number(const json& x) { return x.is_null() ? kNaN : x.get<double>(); }
+
+json to_json(const Progress& p) {
+  return {{"step", p.step},
+          {"updates", p.updates},
+          {"skipped", p.skipped},
+          {"skipped_in_a_row", p.skipped_in_a_row},
+          {"tokens", p.tokens},
+          {"epoch", p.position.epoch},
+          {"piece", p.position.piece},
+          {"elapsed_seconds", p.seconds},
+          {"best_validation_bits_per_byte", number(p.best)},
+          {"validation_bits_per_byte", number(p.last)},
+          {"validated_step", p.validated},
+          {"interval_loss", p.loss},
+          {"interval_scored", p.scored}};
+}
+
+Progress progress_from(const json& j) {
+  Progress p;
+  p.step = j.at("step");
+  p.updates = j.at("updates");
+  p.skipped = j.at("skipped");
+  p.skipped_in_a_row = j.at("skipped_in_a_row");
+  p.tokens = j.at("tokens");
+  p.position = {j.at("epoch"), j.at("piece")};
+  p.seconds = j.at("elapsed_seconds");
+  p.best = number(j.at("best_validation_bits_per_byte"));
+  p.last = number(j.at("validation_bits_per_byte"));
+  p.validated = j.at("validated_step");
+  p.loss = j.at("interval_loss");
+  p.scored = j.at("interval_scored");
+  return p;
+}
+
+struct Data {
+  Text train, validation;
+};
+
+Data read_data(const TrainSettings& s, const Warn& warn) {
+  const auto read = [&](const std::vector<std::string>& paths) {
+    io::Corpus corpus = io::read_text(std::vector<io::Path>(paths.begin(), paths.end()));
+    if (corpus.binary_files > 0 && warn)
+      warn(fmt::format("{} binary files (with zero bytes) are left out", corpus.binary_files));
+    return std::move(corpus.documents);
+  };
+  Data data;
+  std::vector<std::string> documents = read(s.data);
+  if (!s.val_data.empty()) {
+    data.validation = Text(read(s.val_data));
+    data.train = Text(documents);
+  } else if (s.val_fraction > 0) {
+    const io::TextSplit split = io::split_text(std::move(documents), s.val_fraction);
+    data.train = Text(split.train);
+    data.validation = Text(split.held_out);
+  } else {
+    data.train = Text(documents);
+  }
+  if (data.train.bytes() < s.seq_len)
+    fail("train", "the training text has {} bytes, less than one sequence of {} (--seq-len)", data.train.bytes(),
+         s.seq_len);
+  return data;
+}
+
+// The first `limit` bytes of the text, whole pieces.
+Text beginning_of(const Text& text, std::int64_t limit) {
+  if (text.bytes() <= limit) return text;
+  std::vector<std::string> documents;
+  std::int64_t bytes = 0;
+  for (const Piece& piece : cut_pieces(text, Packing::documents, limit)) {
+    // A piece is a separator or the byte before it, then its bytes; one at the end of a document ends with a separator.
+    const auto begin = text.stream.begin() + piece.begin + 1;
+    auto end = begin + piece.length;
+    if (*(end - 1) == kSeparator) --end;
+    end = std::min(end, begin + (limit - bytes));
+    documents.emplace_back(begin, end);
+    bytes += end - begin;
+    if (bytes >= limit) break;
+  }
+  return Text(documents);
+}
+
+// A run that cannot fit is refused before the machine starts to swap.
+void check_memory(const nn::ModelConfig& c) {
+  const double d = static_cast<double>(c.hidden_size);
+  const double mixer = c.family == "transformer"
+                           ? 2 * d * d
+                           : 2 * d * static_cast<double>(c.num_heads) * static_cast<double>(c.value_width);
+  const double mlp = c.mlp_width > 0 ? static_cast<double>(c.mlp_width) : 8.0 / 3.0 * d;
+  const double parameters = 2 * 256 * d + static_cast<double>(c.num_layers) * (3 * d * mlp + mixer);
+  const double bytes = 16 * parameters;  // value, gradient and two moments
+  const double machine = static_cast<double>(::sysconf(_SC_PHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGE_SIZE));
+  if (!(bytes <= machine))
+    fail_usage("train", "a model of about {} parameters needs {} bytes of memory, this machine has {}",
+               format_count(parameters), format_count(bytes), format_count(machine));
+}
+
+class Trainer {
+ public:
+  Trainer(const TrainSettings& settings, const TrainHooks& hooks)
+      : s_(settings), hooks_(hooks), console_(settings.quiet ? nullptr : hooks.print, hooks.terminal) {}
+
+  TrainResult run();
+
+ private:
+  void warn(const std::string& text) {
+    console_.clear();
+    if (hooks_.warn) hooks_.warn(text);
+  }
+  void start();
+  void check_resumable(const TrainingCheckpoint& checkpoint);
+  bool finished() const {
+    return s_.minutes > 0 ? p_.seconds >= 60 * s_.minutes && p_.step > 0 : p_.step >= total_steps_;
+  }
+  double rate() const;
+  void step();
+  void report(double seconds_of_interval, double rate, double norm);
+  double eta() const;
+  void validate();
+  void save();
+  std::string step_text() const;
+
+  TrainSettings s_;
+  TrainHooks hooks_;
+  Console console_;
+  Data data_;
+  Text validation_;  // the part that is scored
+  std::uint64_t data_hash_ = 0, validation_hash_ = 0;
+  std::unique_ptr<DirectoryLock> lock_;
+  std::unique_ptr<nn::Model<float>> model_;
+  Moments moments_;
+  std::optional<BatchReader> reader_;
+  std::unique_ptr<io::JsonLog> log_;
+  Progress p_;
+  std::int64_t total_steps_ = 0;  // 0 when the clock decides
+  std::int64_t saved_ = -1;       // step of the newest checkpoint
+  std::string checkpoint_;
+  double began_ = 0;  // the clock when p_.seconds was 0
+  // Since this process started its current interval.
+  double busy_seconds_ = 0, step_seconds_ = 0, interval_tokens_ = 0;
+  double last_rate_ = 0, last_norm_ = kNaN;
+};
+
+void Trainer::check_resumable(const TrainingCheckpoint& checkpoint) {
+  const std::string name = checkpoint.folder.string();
+  const json& trainer = checkpoint.trainer;
+  const auto hash = [&](const char* key) { return trainer.at(key).get<std::string>(); };
+  const json now = app::to_json(s_), then = trainer.at("settings");
+  for (const char* key : kFixed)
+    if (!then.contains(key) || now.at(key) != then.at(key))
+      fail_usage("train", "--{}: {} was trained with {}, cannot go on with {}", key, name,
+                 then.value(key, json(nullptr)).dump(), now.at(key).dump());
+  if (hash("data_hash") != fmt::format("{:016x}", data_hash_))
+    fail("train", "{} was trained on other text than this --data", name);
+  if (hash("validation_hash") != fmt::format("{:016x}", validation_hash_))
+    fail("train", "{} was validated on other text than this", name);
+  for (const auto& [key, value] : now.items())
+    if (key != "data" && key != "val-data" && then.contains(key) && then.at(key) != value)
+      console_.line(
+          fmt::format("changed since the checkpoint: {} from {} to {}", key, then.at(key).dump(), value.dump()));
+}
+
+void Trainer::start() {
+  complete_settings(s_);
+  const nn::ModelConfig config = model_config(s_);
+  check_memory(config);
+  const fs::path out = s_.out;
+  std::error_code error;
+  if (fs::exists(out, error) && !fs::is_directory(out, error))
+    fail("train", "--out {}: is a file, a folder is needed", out.string());
+  if (!s_.resume && !list_checkpoints(out).empty())
+    fail_usage("train", "--out {} already holds checkpoints: go on with --resume, or give another folder", s_.out);
+
+  data_ = read_data(s_, [&](const std::string& text) { warn(text); });
+  data_hash_ = data_.train.hash();
+  validation_hash_ = data_.validation.hash();
+  validation_ = beginning_of(data_.validation, s_.val_bytes);
+  // Stored, so that a resumed run finds them from any folder.
+  for (auto* paths : {&s_.data, &s_.val_data})
+    for (std::string& path : *paths) path = fs::absolute(path).lexically_normal().string();
+
+  fs::create_directories(out, error);
+  if (error) fail("train", "cannot make the folder {}: {}", s_.out, error.message());
+  lock_ = std::make_unique<DirectoryLock>(out);
+  io::remove_stale_temporaries(out);
+
+  model_ = std::make_unique<nn::Model<float>>(config);
+  model_->threads = static_cast<int>(s_.threads);
+  std::optional<TrainingCheckpoint> checkpoint;
+  if (s_.resume) checkpoint = newest_checkpoint(out, [&](const std::string& text) { warn(text); });
+  std::uint64_t log_bytes = 0;
+  if (checkpoint) {
+    try {
+      check_resumable(*checkpoint);
+      p_ = progress_from(checkpoint->trainer);
+      log_bytes = checkpoint->trainer.at("log_bytes");
+    } catch (const json::exception&) {
+      fail("train", "{}: trainer.json is not one of this program", checkpoint->folder.string());
+    }
+    load_checkpoint(*checkpoint, *model_, moments_);
+    saved_ = p_.step;
+    checkpoint_ = checkpoint->folder.string();
+  } else {
+    model_->initialise(static_cast<std::uint64_t>(s_.seed));
+    for (const auto& parameter : model_->parameters()) {
+      moments_.first.emplace_back(parameter.value.size(), 0.0f);
+      moments_.second.emplace_back(parameter.value.size(), 0.0f);
+    }
+  }
+  log_ = std::make_unique<io::JsonLog>(out / "log.jsonl", log_bytes);
+  const Packing packing = s_.packing == "blocks" ? Packing::blocks : Packing::documents;
+  reader_.emplace(data_.train, cut_pieces(data_.train, packing, s_.seq_len), s_.batch_tokens,
+                  static_cast<std::uint64_t>(s_.seed), p_.position);
+  if (s_.epochs > 0) {
+    std::int64_t batches = 0;
+    for (std::int64_t epoch = 0; epoch < s_.epochs; ++epoch) batches += reader_->batches_in_epoch(epoch);
+    total_steps_ = (batches + s_.accumulate - 1) / s_.accumulate;
+  } else if (!(s_.minutes > 0)) {
+    total_steps_ = s_.steps;
+  }
+  began_ = monotonic_seconds() - p_.seconds;
+
+  console_.line(fmt::format("model     {}, {} parameters, {} layers of width {}", config.family,
+                            format_count(static_cast<double>(model_->parameter_count())), config.num_layers,
+                            config.hidden_size));
+  console_.line(fmt::format("text      {} bytes in {} documents to train on, {} bytes to validate on",
+                            format_count(static_cast<double>(data_.train.bytes())), data_.train.documents(),
+                            format_count(static_cast<double>(data_.validation.bytes()))));
+  console_.line(
+      fmt::format("run       {}, {} bytes a step, into {}",
+                  s_.minutes > 0 ? fmt::format("{:g} minutes", s_.minutes) : fmt::format("{} steps", total_steps_),
+                  format_count(static_cast<double>(s_.batch_tokens * s_.accumulate)), s_.out));
+  if (checkpoint) console_.line(fmt::format("resumed   from {}", checkpoint_));
+  if (s_.resume && !checkpoint) console_.line("resumed   nothing: no checkpoint yet, starting from the beginning");
+}
+
+double Trainer::rate() const {
+  static constexpr std::pair<std::string_view, Decay> kDecays[] = {
+      {"constant", Decay::constant}, {"linear", Decay::linear}, {"cosine", Decay::cosine}, {"wsd", Decay::wsd}};
+  Schedule schedule{.peak = s_.lr, .floor = s_.min_lr, .warmup = s_.warmup, .wsd_fraction = s_.wsd_fraction};
+  for (const auto& [name, decay] : kDecays)
+    if (name == s_.schedule) schedule.decay = decay;
+  if (s_.minutes > 0) return learning_rate(schedule, p_.step, p_.seconds / (60 * s_.minutes), 0);
+  const double total = static_cast<double>(total_steps_);
+  return learning_rate(schedule, p_.step, static_cast<double>(p_.step) / total, static_cast<double>(s_.warmup) / total);
+}
+
+void Trainer::step() {
+  const double begin = monotonic_seconds();
+  std::vector<Batch> batches;
+  std::int64_t scored = 0;
+  do {
+    reader_->next(batches.emplace_back());
+    scored += batches.back().scored;
+  } while (static_cast<std::int64_t>(batches.size()) < s_.accumulate &&
+           (s_.epochs == 0 || reader_->position().epoch < s_.epochs));
+
+  model_->zero_grad();
+  double loss = 0, squares = 0;
+  for (const Batch& batch : batches) {
+    loss += model_->loss(batch.tokens, batch.targets, batch.cu_seqlens, true, 1.0 / static_cast<double>(scored));
+    interval_tokens_ += static_cast<double>(batch.tokens.size());
+    p_.tokens += static_cast<std::int64_t>(batch.tokens.size());
+  }
+  const auto parameters = model_->parameters();
+  const int threads = static_cast<int>(s_.threads);
+  for (const auto& q : parameters)
+    squares += sum_of_squares(static_cast<std::int64_t>(q.grad.size()), q.grad.data(), threads);
+  last_norm_ = std::sqrt(squares);
+  last_rate_ = rate();
+
+  if (std::isfinite(loss) && std::isfinite(last_norm_)) {
+    AdamWArgs args{
+        .learning_rate = last_rate_, .beta1 = s_.beta1, .beta2 = s_.beta2, .eps = s_.eps, .step = ++p_.updates};
+    if (s_.clip > 0 && last_norm_ > s_.clip) args.grad_scale = s_.clip / last_norm_;
+    for (std::size_t i = 0; i < parameters.size(); ++i) {
+      const auto& q = parameters[i];
+      args.weight_decay = q.decay ? s_.weight_decay : 0;
+      adamw_step(static_cast<std::int64_t>(q.value.size()), q.value.data(), q.grad.data(), moments_.first[i].data(),
+                 moments_.second[i].data(), args, threads);
+    }
+    p_.skipped_in_a_row = 0;
+    p_.loss += loss;
+    p_.scored += scored;
+  } else {
+    ++p_.skipped;
+    ++p_.skipped_in_a_row;
+  }
+  ++p_.step;
+  p_.position = reader_->position();
+  const double end = monotonic_seconds();
+  p_.seconds = end - began_;
+  busy_seconds_ += end - begin;
+  step_seconds_ = step_seconds_ == 0 ? end - begin : 0.9 * step_seconds_ + 0.1 * (end - begin);
+  if (p_.skipped_in_a_row > 0) {
+    log_->write(json{{"type", "skipped"},
+                     {"step", p_.step},
+                     {"loss", number(loss / static_cast<double>(scored))},
+                     {"grad_norm", number(last_norm_)},
+                     {"lr", last_rate_},
+                     {"skipped", p_.skipped},
+                     {"skipped_in_a_row", p_.skipped_in_a_row}});
+    if (p_.skipped_in_a_row >= kMaxSkippedInARow) {
+      console_.clear();
+      fail("train", "{} steps in a row had a loss or gradient that is not finite, the last at step {}: {}",
+           p_.skipped_in_a_row, p_.step,
+           checkpoint_.empty() ? "there is no checkpoint yet; try a smaller --lr"
+                               : "the newest checkpoint is " + checkpoint_ + "; try a smaller --lr");
+    }
+  }
+}
+
+double Trainer::eta() const {
+  if (s_.minutes > 0) return std::max(0.0, 60 * s_.minutes - p_.seconds);
+  return static_cast<double>(total_steps_ - p_.step) * step_seconds_;
+}
+
+std::string Trainer::step_text() const {
+  const int width = static_cast<int>(std::to_string(total_steps_ > 0 ? total_steps_ : 100000).size());
+  return total_steps_ > 0 ? fmt::format("step {:>{}}/{}", p_.step, width, total_steps_)
+                          : fmt::format("step {:>{}}", p_.step, width);
+}
+
+void Trainer::report(double seconds, double rate, double norm) {
+  const double loss = p_.scored > 0 ? p_.loss / static_cast<double>(p_.scored) : kNaN;
+  const double speed = seconds > 0 ? interval_tokens_ / seconds : kNaN;
+  log_->write(json{{"type", "train"},
+                   {"step", p_.step},
+                   {"loss", number(loss)},
+                   {"bits_per_byte", number(loss / std::numbers::ln2)},
+                   {"lr", rate},
+                   {"grad_norm", number(norm)},
+                   {"tokens_per_second", number(speed)},
+                   {"eta_seconds", number(eta())},
+                   {"elapsed_seconds", p_.seconds},
+                   {"tokens", p_.tokens},
+                   {"epoch", p_.position.epoch},
+                   {"skipped", p_.skipped}});
+  console_.line(fmt::format("{}  loss {:7.4f}  bits/byte {:7.4f}  lr {:.2e}  grad {:9.4g}  {:>6} tokens/s  eta {:>8}{}",
+                            step_text(), loss, loss / std::numbers::ln2, rate, norm, format_count(speed),
+                            format_duration(eta()),
+                            p_.skipped > 0 ? fmt::format("  skipped {}", p_.skipped) : std::string()));
+  p_.loss = 0;
+  p_.scored = 0;
+  interval_tokens_ = busy_seconds_ = 0;
+}
+
+void Trainer::validate() {
+  p_.validated = p_.step;
+  if (validation_.bytes() == 0) return;
+  EvaluationOptions options;
+  options.seq_len = s_.seq_len;
+  options.batch_tokens = s_.batch_tokens;
+  options.progress = [&](std::int64_t done) {
+    console_.live(fmt::format("{}  validating {:3.0f} %", step_text(),
+                              100.0 * static_cast<double>(done) / static_cast<double>(validation_.bytes())));
+  };
+  double bits = kNaN;
+  try {
+    bits = evaluate(*model_, validation_, options).bits_per_byte();
+  } catch (const Error&) {  // not finite
+  }
+  p_.last = bits;
+  const bool best = std::isfinite(bits) && !(bits >= p_.best);
+  if (best) p_.best = bits;
+  p_.seconds = monotonic_seconds() - began_;
+  log_->write(json{{"type", "validation"},
+                   {"step", p_.step},
+                   {"loss", number(bits * std::numbers::ln2)},
+                   {"bits_per_byte", number(bits)},
+                   {"bytes", validation_.bytes()},
+                   {"best", best},
+                   {"elapsed_seconds", p_.seconds}});
+  console_.line(fmt::format("{}  validation    bits/byte {:7.4f}{}", step_text(), bits, best ? "  best so far" : ""));
+}
+
+void Trainer::save() {
+  p_.seconds = monotonic_seconds() - began_;
+  json trainer = to_json(p_);
+  trainer["format"] = "loglinear.trainer";
+  trainer["version"] = 1;
+  trainer["data_hash"] = fmt::format("{:016x}", data_hash_);
+  trainer["validation_hash"] = fmt::format("{:016x}", validation_hash_);
+  trainer["log_bytes"] = log_->size();
+  // The order of the text is a pure function of the seed and the epoch, so these and the position are its state.
+  trainer["random"] = {{"seed", s_.seed}, {"epoch", p_.position.epoch}, {"piece", p_.position.piece}};
+  trainer["settings"] = app::to_json(s_);
+  console_.live(step_text() + "  saving");
+  save_checkpoint(s_.out, *model_, moments_, std::move(trainer));
+  saved_ = p_.step;
+  checkpoint_ = list_checkpoints(s_.out).front().string();
+}
+
+TrainResult Trainer::run() {
+  start();
+  bool stopped = false;
+  const auto every = [&](std::int64_t n) { return n > 0 && p_.step % n == 0; };
+  if (finished()) console_.line(fmt::format("{}: this run has ended; more --steps would go on", step_text()));
+  while (!finished() && !stopped) {
+    step();
+    const bool end = finished();
+    if (every(s_.log_every) || end) {
+      report(busy_seconds_, last_rate_, last_norm_);
+    } else {
+      console_.live(fmt::format("{}  bits/byte {:.4f}  {} tokens/s  eta {}", step_text(),
+                                p_.scored > 0 ? p_.loss / static_cast<double>(p_.scored) / std::numbers::ln2 : kNaN,
+                                format_count(interval_tokens_ / busy_seconds_), format_duration(eta())));
+    }
+    if (every(s_.val_every) || end) validate();
+    // After a step that was skipped the parameters are suspect: they do not replace checkpoints that are not.
+    if ((every(s_.save_every) && p_.skipped_in_a_row == 0) || end) save();
+    stopped = !end && hooks_.interrupted && hooks_.interrupted();
+  }
+  if (stopped && saved_ != p_.step) save();
+  console_.clear();
+  if (!stopped)
+    console_.line(fmt::format("done      {} steps in {}{}, checkpoint {}", p_.step, format_duration(p_.seconds),
+                              std::isfinite(p_.last) ? fmt::format(", validation {:.4f} bits/byte", p_.last) : "",
+                              checkpoint_));
+  return {p_.step, p_.skipped, stopped, p_.last, checkpoint_};
+}
+
+}  // namespace
+
+nn::ModelConfig model_config(const TrainSettings& s) {
+  nn::ModelConfig c;
+  const bool transformer = s.family == "transformer";
+  const bool delta = s.family == "gated_deltanet" || s.family == "log_linear_gated_deltanet";
+  const bool base = s.family == "mamba2" || s.family == "gated_deltanet";
+  const auto choose = [](std::int64_t given, std::int64_t otherwise) {
+    return given > 0 ? given : std::max<std::int64_t>(otherwise, 1);
+  };
+  c.family = s.family;
+  c.hidden_size = s.hidden_size;
+  c.num_layers = s.layers;
+  c.conv_width = s.conv_width;
+  c.num_levels = s.levels;
+  c.initializer_range = s.initializer_range;
+  c.rope_theta = s.rope_theta;
+  c.mlp_width = s.mlp_width;
+  const std::int64_t d = s.hidden_size;
+  if (transformer) {
+    c.num_heads = choose(s.heads, d / 64);
+    c.key_width = choose(s.key_width, d / c.num_heads);
+    c.value_width = choose(s.value_width, c.key_width);
+  } else if (delta) {  // the paper's proportions: H K = 3/4 D, V = 2 K
+    c.num_heads = choose(s.heads, d / 64);
+    c.key_width = choose(s.key_width, d * 3 / 4 / c.num_heads);
+    c.value_width = choose(s.value_width, 2 * c.key_width);
+  } else {  // H V = 2 D
+    c.value_width = choose(s.value_width, 64);
+    c.num_heads = choose(s.heads, 2 * d / c.value_width);
+    c.key_width = choose(s.key_width, 64);
+  }
+  c.num_groups = delta || transformer ? c.num_heads : choose(s.groups, 1);
+  c.kv_heads = choose(s.kv_heads, c.num_heads);
+  if (base || transformer) c.num_levels = 1;
+  c.norm_eps = s.norm_eps > 0 ? s.norm_eps : delta ? 1e-6 : 1e-5;
+  try {
+    nn::check(c);
+  } catch (const Error& error) {
+    const std::string text = error.what();
+    fail_usage("train", "{}", text.substr(text.find("] ") + 2));
+  }
+  return c;
+}
+
+TrainResult train(const TrainSettings& settings, const TrainHooks& hooks) {
+  Trainer trainer(settings, hooks);
+  return trainer.run();
+}
+
+}  // namespace loglinear::app
