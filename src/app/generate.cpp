@@ -102,6 +102,13 @@ std::size_t read_text_into(nn::Model<float>& model, Context& context, std::strin
   return done;
 }
 
+std::string take_pending(Context& context) {
+  TextStream stream;
+  std::string text;
+  for (const char byte : std::exchange(context.pending, {})) text += stream.push(byte);
+  return text;
+}
+
 // Generation
 
 const char* name_of(StopReason reason) {

@@ -52,6 +52,9 @@ Context new_context(const nn::Model<float>& model);
 std::size_t read_text_into(nn::Model<float>& model, Context& context, std::string_view text,
                            const std::function<bool()>& interrupted = {});
 
+// Empties context.pending: its whole characters, for a caller that gives them out before reading something else.
+std::string take_pending(Context& context);
+
 struct GenerateSettings {
   SamplerSettings sampler;
   std::uint64_t seed = 0;
