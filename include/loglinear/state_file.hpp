@@ -14,7 +14,7 @@ namespace loglinear {
 void save_state(const State& state, const std::filesystem::path& path);
 
 // Reads a state written by save_state. Nothing in the file is believed: format, version, rule, position, widths, shapes
-// and decays (finite and <= 0, or -infinity where a matrix has decayed to nothing) are checked against each other, and
+// and decays (no NaN, no +infinity) are checked against each other, and
 // tensors or metadata of unknown name are refused. Throws Error, naming the file.
 State load_state(const std::filesystem::path& path);
 

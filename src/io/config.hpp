@@ -81,8 +81,8 @@ class ConfigReader {
 // The nearest of `known` to `name` by edit distance, empty when none is near (more than a third of the letters differ).
 std::string nearest_name(std::string_view name, std::span<const std::string> known);
 
-// Parses JSON text; `source` names it in errors, which give "source:line:column". Keys given twice, nesting deeper than
-// 100 and text that is not UTF-8 are errors too.
-nlohmann::json parse_json(std::string_view text, const std::string& source);
+// Parses JSON text; `source` names it in errors, which give "source:line:column", lines counted from first_line. Keys
+// given twice, nesting deeper than 100 and text that is not UTF-8 are errors too.
+nlohmann::json parse_json(std::string_view text, const std::string& source, std::int64_t first_line = 1);
 
 }  // namespace loglinear::io

@@ -30,6 +30,9 @@ inline constexpr std::uint64_t kReadLimit = std::uint64_t{4} << 30;
 // (nothing beyond limit + 1 bytes is read, whatever the file claims about its size).
 std::string read_file(const Path& path, std::uint64_t limit = kReadLimit);
 
+// The first bytes of the same, at most `count`: shorter only when the file is.
+std::string read_file_start(const Path& path, std::uint64_t count);
+
 // A file under construction. Until commit() the target is untouched; destroyed without commit(), no trace is left.
 //
 // A symbolic link is followed, an existing target's permissions are kept. A target that exists and is neither a file

@@ -109,7 +109,7 @@ struct TensorView {
   std::span<const std::byte> bytes;
 };
 
-// A dense float or double array as a view.
+// A dense array as a view. T: double, float, bfloat16, int64_t, int32_t, uint8_t.
 template <class T>
 TensorView view_of(std::string name, std::vector<std::int64_t> shape, std::span<const T> values);
 

@@ -17,6 +17,10 @@ std::size_t whole_characters(std::string_view bytes);
 // The bytes with everything malformed replaced by U+FFFD, one for each maximal part (Unicode 15, section 3.9).
 std::string replace_malformed(std::string_view bytes);
 
+// A foreign name for an error message: in double quotes, on one line (control characters, quotes and backslashes
+// escaped, malformed bytes replaced), cut after 100 bytes.
+std::string in_quotes(std::string_view bytes);
+
 // Gives out whole characters of a stream.
 class Utf8Stream {
  public:
