@@ -93,26 +93,15 @@ std::int64_t step_of(const fs::path& folder) {
 
 std::string shape_text(const std::vector<std::int64_t>& shape) { return fmt::format("({})", fmt::join(shape, ", ")); }
 
-// A number of elements that every model of this configuration has at least: what can be checked before anything is
-// allocated.
-double least_parameters(const nn::ModelConfig& c) {
-  const double d = static_cast<double>(c.hidden_size), layers = static_cast<double>(c.num_layers);
-  double mixer = d * static_cast<double>(c.num_heads) * static_cast<double>(c.value_width);
-  if (c.family == "transformer") mixer = d * d;
-  return 2 * static_cast<double>(c.vocab_size) * d + layers * (3 * d * static_cast<double>(c.mlp_width) + 2 * mixer);
-}
-
 std::string sizes_text(const nn::ModelConfig& c) {
   return fmt::format("{}, vocab_size {}, hidden_size {}, {} layers, {} heads", c.family, c.vocab_size, c.hidden_size,
                      c.num_layers, c.num_heads);
 }
 
 nn::ModelConfig read_config(const fs::path& path, bool as_log_linear) {
-  const json object = read_json(path);
   nn::ModelConfig config;
   try {
-    config = nn::config_from_json(object);
-    nn::check(config);
+    config = nn::config_from_text(io::read_file(path, kJsonLimit));
   } catch (const Error& error) {
     fail(kWhere, "{}: {}", path.string(), message_of(error));
   }
@@ -124,14 +113,15 @@ nn::ModelConfig read_config(const fs::path& path, bool as_log_linear) {
                config.family);
   config.unit_scales = true;
   config.num_levels = nn::ModelConfig{}.num_levels;
-  return config;
+  return nn::resolved(config);
 }
 
-template <class T>
-void read_parameters(const io::SafetensorsFile& file, const fs::path& config_path, nn::Model<T>& model) {
+// Throws Error unless the file holds exactly the parameters of the configuration, before anything is allocated.
+void check_tensors(const io::SafetensorsFile& file, const fs::path& config_path, const nn::ModelConfig& config) {
+  const std::string asked = fmt::format("{} ({})", config_path.string(), sizes_text(config));
   std::set<std::string> wanted;
   std::vector<std::string> missing, surplus;
-  for (const nn::Parameter<T>& parameter : model.parameters()) {
+  for (const nn::ParameterInfo& parameter : nn::parameter_list(config)) {
     wanted.insert(parameter.name);
     const io::TensorInfo* tensor = file.find(parameter.name);
     if (tensor == nullptr) {
@@ -139,8 +129,8 @@ void read_parameters(const io::SafetensorsFile& file, const fs::path& config_pat
       continue;
     }
     if (tensor->shape != parameter.shape)
-      fail(kWhere, "{}: tensor {} has shape {}, but {} ({}) asks for {}", file.name(), parameter.name,
-           shape_text(tensor->shape), config_path.string(), sizes_text(model.config()), shape_text(parameter.shape));
+      fail(kWhere, "{}: tensor {} has shape {}, but {} asks for {}", file.name(), parameter.name,
+           shape_text(tensor->shape), asked, shape_text(parameter.shape));
     if (!io::is_float(tensor->element))
       fail(kWhere, "{}: tensor {} has elements of type {}, floating-point numbers are needed", file.name(),
            parameter.name, io::name_of(tensor->element));
@@ -152,11 +142,14 @@ void read_parameters(const io::SafetensorsFile& file, const fs::path& config_pat
     names.resize(std::min<std::size_t>(count, 3));
     return fmt::format("{}{}", fmt::join(names, ", "), count > 3 ? fmt::format(" and {} more", count - 3) : "");
   };
-  const std::string asked = fmt::format("{} ({})", config_path.string(), sizes_text(model.config()));
   if (!missing.empty() && !surplus.empty())
-    fail(kWhere, "{}: does not fit {}: missing {}; unknown {}", file.name(), asked, some(missing), some(surplus));
+    fail(kWhere, "{} does not fit {}: missing {}; unknown {}", file.name(), asked, some(missing), some(surplus));
   if (!missing.empty()) fail(kWhere, "{}: missing {}, which {} asks for", file.name(), some(missing), asked);
   if (!surplus.empty()) fail(kWhere, "{}: {}: no such parameter in {}", file.name(), some(surplus), asked);
+}
+
+template <class T>
+void read_parameters(const io::SafetensorsFile& file, nn::Model<T>& model) {
   for (nn::Parameter<T>& parameter : model.parameters()) {
     file.read_into<T>(parameter.name, parameter.value);
     if (!all_finite(static_cast<std::int64_t>(parameter.value.size()), parameter.value.data()))
@@ -190,13 +183,9 @@ std::unique_ptr<nn::Model<T>> load_model(const fs::path& path, const LoadOptions
       !fs::exists(folder / "model.safetensors.index.json", ignored))
     fail(kWhere, "{}: model.safetensors is missing", folder.string());
   const io::SafetensorsFile file = io::SafetensorsFile::open(folder);
-  double elements = 0;
-  for (const io::TensorInfo& tensor : file.tensors()) elements += static_cast<double>(tensor.elements);
-  if (least_parameters(config) > elements)
-    fail(kWhere, "{} ({}) asks for at least {:.0f} parameters, but {} holds {:.0f}", config_path.string(),
-         sizes_text(config), least_parameters(config), file.name(), elements);
+  check_tensors(file, config_path, config);
   auto model = std::make_unique<nn::Model<T>>(config);
-  read_parameters(file, config_path, *model);
+  read_parameters(file, *model);
   return model;
 }
 
@@ -278,7 +267,9 @@ void load_checkpoint(const TrainingCheckpoint& checkpoint, nn::Model<float>& mod
   const fs::path config_path = checkpoint.folder / "config.json";
   if (read_config(config_path, false) != model.config())
     fail(kWhere, "{} differs from the model of the settings", config_path.string());
-  read_parameters(io::SafetensorsFile::open(checkpoint.folder / "model.safetensors"), config_path, model);
+  const io::SafetensorsFile weights = io::SafetensorsFile::open(checkpoint.folder / "model.safetensors");
+  check_tensors(weights, config_path, model.config());
+  read_parameters(weights, model);
   const io::SafetensorsFile file = io::SafetensorsFile::open(checkpoint.folder / "optimizer.safetensors");
   const auto parameters = model.parameters();
   moments.first.resize(parameters.size());

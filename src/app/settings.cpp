@@ -10,8 +10,6 @@
 namespace loglinear::app {
 namespace {
 
-const std::vector<std::string> kFamilies = {"log_linear_mamba2", "mamba2", "log_linear_gated_deltanet",
-                                            "gated_deltanet", "transformer"};
 const std::vector<std::string> kPackings = {"documents", "blocks"};
 const std::vector<std::string> kSchedules = {"cosine", "linear", "wsd", "constant"};
 
@@ -56,7 +54,7 @@ void apply_settings(TrainSettings& settings, const nlohmann::json& json, const s
     } else if constexpr (std::is_same_v<Value, std::vector<std::string>>) {
       reader.texts(name, value);
     } else if (name == "family") {
-      reader.choice(name, value, kFamilies);
+      reader.choice(name, value, nn::family_names());
     } else if (name == "packing") {
       reader.choice(name, value, kPackings);
     } else if (name == "schedule") {
@@ -67,14 +65,20 @@ void apply_settings(TrainSettings& settings, const nlohmann::json& json, const s
   });
   reader.finish();
   if ((settings.steps > 0) + (settings.epochs > 0) + (settings.minutes > 0) > 1)
-    fail_usage("train", "{}: give one of steps, epochs and minutes", source);
+    fail_usage("train", "{}: steps, epochs or minutes: give one", source);
 }
 
 TrainSettings resolve_settings(const nlohmann::json& flags, const std::filesystem::path& config) {
   const nlohmann::json file = config.empty() ? nlohmann::json::object() : io::load_config(config);
   const auto apply_given = [&](TrainSettings& settings) {
     if (!config.empty()) apply_settings(settings, file, config.string());
-    apply_settings(settings, flags, "flags");
+    try {
+      apply_settings(settings, flags, "flags");
+    } catch (const Error& error) {  // as the caller wrote it: --lr
+      std::string text = error.what();
+      if (const auto at = text.find("flags: "); at != std::string::npos) text = "--" + text.substr(at + 7);
+      throw Error("train", text, error.kind());
+    }
   };
   TrainSettings settings;
   apply_given(settings);

@@ -46,10 +46,9 @@ struct Progress {
   std::int64_t skipped_in_a_row = 0;
   std::int64_t tokens = 0;  // read
   DataPosition position;
-  double seconds = 0;           // of the whole run
-  double best = kNaN;           // validation, bits per byte
-  double last = kNaN;           // validation, bits per byte, the newest
-  std::int64_t validated = -1;  // step of the newest validation
+  double seconds = 0;  // of the whole run
+  double best = kNaN;  // validation, bits per byte
+  double last = kNaN;  // validation, bits per byte, the newest
   // Since the last line of the log.
   double loss = 0;  // nats, summed over targets
   std::int64_t scored = 0;
@@ -69,7 +68,6 @@ json to_json(const Progress& p) {
           {"elapsed_seconds", p.seconds},
           {"best_validation_bits_per_byte", number(p.best)},
           {"validation_bits_per_byte", number(p.last)},
-          {"validated_step", p.validated},
           {"interval_loss", p.loss},
           {"interval_scored", p.scored}};
 }
@@ -85,7 +83,6 @@ Progress progress_from(const json& j) {
   p.seconds = j.at("elapsed_seconds");
   p.best = number(j.at("best_validation_bits_per_byte"));
   p.last = number(j.at("validation_bits_per_byte"));
-  p.validated = j.at("validated_step");
   p.loss = j.at("interval_loss");
   p.scored = j.at("interval_scored");
   return p;
@@ -140,12 +137,12 @@ Text beginning_of(const Text& text, std::int64_t limit) {
 
 // A run that cannot fit is refused before the machine starts to swap.
 void check_memory(const nn::ModelConfig& c) {
-  const double d = static_cast<double>(c.hidden_size);
-  const double mixer = c.family == "transformer"
-                           ? 2 * d * d
-                           : 2 * d * static_cast<double>(c.num_heads) * static_cast<double>(c.value_width);
-  const double mlp = c.mlp_width > 0 ? static_cast<double>(c.mlp_width) : 8.0 / 3.0 * d;
-  const double parameters = 2 * 256 * d + static_cast<double>(c.num_layers) * (3 * d * mlp + mixer);
+  double parameters = 0;
+  for (const nn::ParameterInfo& parameter : nn::parameter_list(c)) {
+    double elements = 1;
+    for (const std::int64_t size : parameter.shape) elements *= static_cast<double>(size);
+    parameters += elements;
+  }
   const double bytes = 16 * parameters;  // value, gradient and two moments
   const double machine = static_cast<double>(::sysconf(_SC_PHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGE_SIZE));
   if (!(bytes <= machine))
@@ -211,11 +208,10 @@ void Trainer::check_resumable(const TrainingCheckpoint& checkpoint) {
   if (hash("data_hash") != fmt::format("{:016x}", data_hash_))
     fail("train", "{} was trained on other text than this --data", name);
   if (hash("validation_hash") != fmt::format("{:016x}", validation_hash_))
-    fail("train", "{} was validated on other text than this", name);
-  for (const auto& [key, value] : now.items())
-    if (key != "data" && key != "val-data" && then.contains(key) && then.at(key) != value)
-      console_.line(
-          fmt::format("changed since the checkpoint: {} from {} to {}", key, then.at(key).dump(), value.dump()));
+    for (const auto& [key, value] : now.items())
+      if (key != "data" && key != "val-data" && then.contains(key) && then.at(key) != value)
+        console_.line(
+            fmt::format("changed since the checkpoint: {} from {} to {}", key, then.at(key).dump(), value.dump()));
 }
 
 void Trainer::start() {
@@ -404,7 +400,6 @@ void Trainer::report(double seconds, double rate, double norm) {
 }
 
 void Trainer::validate() {
-  p_.validated = p_.step;
   if (validation_.bytes() == 0) return;
   EvaluationOptions options;
   options.seq_len = s_.seq_len;
@@ -484,7 +479,6 @@ nn::ModelConfig model_config(const TrainSettings& s) {
   nn::ModelConfig c;
   const bool transformer = s.family == "transformer";
   const bool delta = s.family == "gated_deltanet" || s.family == "log_linear_gated_deltanet";
-  const bool base = s.family == "mamba2" || s.family == "gated_deltanet";
   const auto choose = [](std::int64_t given, std::int64_t otherwise) {
     return given > 0 ? given : std::max<std::int64_t>(otherwise, 1);
   };
@@ -499,8 +493,6 @@ nn::ModelConfig model_config(const TrainSettings& s) {
   const std::int64_t d = s.hidden_size;
   if (transformer) {
     c.num_heads = choose(s.heads, d / 64);
-    c.key_width = choose(s.key_width, d / c.num_heads);
-    c.value_width = choose(s.value_width, c.key_width);
   } else if (delta) {  // the paper's proportions: H K = 3/4 D, V = 2 K
     c.num_heads = choose(s.heads, d / 64);
     c.key_width = choose(s.key_width, d * 3 / 4 / c.num_heads);
@@ -511,16 +503,14 @@ nn::ModelConfig model_config(const TrainSettings& s) {
     c.key_width = choose(s.key_width, 64);
   }
   c.num_groups = delta || transformer ? c.num_heads : choose(s.groups, 1);
-  c.kv_heads = choose(s.kv_heads, c.num_heads);
-  if (base || transformer) c.num_levels = 1;
+  c.kv_heads = s.kv_heads;
   c.norm_eps = s.norm_eps > 0 ? s.norm_eps : delta ? 1e-6 : 1e-5;
   try {
-    nn::check(c);
+    return nn::resolved(c);
   } catch (const Error& error) {
     const std::string text = error.what();
     fail_usage("train", "{}", text.substr(text.find("] ") + 2));
   }
-  return c;
 }
 
 TrainResult train(const TrainSettings& settings, const TrainHooks& hooks) {
