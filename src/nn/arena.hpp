@@ -29,16 +29,7 @@ class Arena {
 
   Mark mark() const { return at_; }
 
-  void release(Mark mark) {
-    at_ = mark;
-    // Back at the start: what did not fit one block is taken as one block from now on.
-    if (at_.block == 0 && at_.used == 0 && blocks_.size() > 1) {
-      std::size_t total = 0;
-      for (const Block& block : blocks_) total += block.size;
-      blocks_.clear();
-      add_block(total);
-    }
-  }
+  void release(Mark mark) { at_ = mark; }
 
  private:
   static constexpr std::size_t kAlign = 64, kFirst = std::size_t{1} << 20, kMaxBytes = std::size_t{1} << 60;
@@ -51,11 +42,20 @@ class Arena {
   };
 
   std::byte* take_bytes(std::size_t bytes) {
+    if (at_.block == 0 && at_.used == 0 && blocks_.size() > 1) join_blocks();
     while (at_.block < blocks_.size() && blocks_[at_.block].size - at_.used < bytes) at_ = {at_.block + 1, 0};
     if (at_.block == blocks_.size()) add_block(bytes > kFirst ? bytes : kFirst);
     std::byte* p = blocks_[at_.block].data.get() + at_.used;
     at_.used += bytes;
     return p;
+  }
+
+  // Nothing is taken: what did not fit one block last time is one block from now on.
+  void join_blocks() {
+    std::size_t total = 0;
+    for (const Block& block : blocks_) total += block.size;
+    blocks_.clear();
+    add_block(total);
   }
 
   void add_block(std::size_t bytes) {

@@ -400,7 +400,7 @@ ModelConfig config_from_text(const std::string& text) {
     strict += text[i];
   }
   // Deep nesting would exhaust the stack of a recursive destructor: no config needs any.
-  constexpr int kMaxDepth = 32;
+  static constexpr int kMaxDepth = 32;
   json parsed;
   try {
     parsed = json::parse(strict, [](int depth, json::parse_event_t, json&) {

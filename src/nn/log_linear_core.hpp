@@ -1,0 +1,130 @@
+#pragma once
+// What the two log-linear mixers share: level scales, the short convolution with its tail, and running the operator.
+
+#include <vector>
+
+#include "loglinear/gates.hpp"
+#include "loglinear/log_linear.hpp"
+#include "loglinear/short_conv.hpp"
+#include "nn/mixer.hpp"
+
+namespace loglinear::nn {
+
+// Whether a config learns level scales; otherwise all of them are one.
+inline bool learns_level_scales(const ModelConfig& config) {
+  return find_family(config.family)->log_linear && !config.unit_scales;
+}
+
+// level_scales = factor * softplus(L * dl), or one everywhere.
+template <class T>
+class LevelScales {
+ public:
+  LevelScales(const ModelConfig& config, Weight<T> level, T factor)
+      : heads_(config.num_heads),
+        levels_(config.num_levels),
+        learned_(learns_level_scales(config)),
+        factor_(factor),
+        level_(level),
+        ones_(static_cast<std::size_t>(config.num_levels), T{1}) {}
+
+  // dl (N, H * L), rows `stride` apart; not read when the scales are one.
+  ConstTensor forward(const Pass<T>& pass, const T* dl, std::int64_t stride) {
+    if (!learned_) return scales_ = ConstTensor(ones_.data(), {1, pass.tokens, heads_, levels_}, {0, 0, 0, 1});
+    T* scales = pass.keep->template take<T>(pass.tokens * heads_ * levels_);
+    level_scales_forward(pass.tokens, heads_, levels_, dl, stride, level_.value, factor_, scales, pass.threads);
+    return scales_ = ConstTensor(scales, {1, pass.tokens, heads_, levels_});
+  }
+
+  const ConstTensor& scales() const { return scales_; }
+  Tensor gradient(const Pass<T>& pass) const {
+    return Tensor(pass.scratch->template take<T>(pass.tokens * heads_ * levels_), {1, pass.tokens, heads_, levels_});
+  }
+
+  void backward(const Pass<T>& pass, const T* dl, std::int64_t stride, const Tensor& dscales, T* ddl,
+                std::int64_t ddl_stride) const {
+    if (!learned_) return;
+    level_scales_backward(pass.tokens, heads_, levels_, dl, stride, level_.value, factor_,
+                          static_cast<const T*>(dscales.data), ddl, ddl_stride, level_.grad, pass.threads);
+  }
+
+ private:
+  std::int64_t heads_, levels_;
+  bool learned_;
+  T factor_;
+  Weight<T> level_;
+  std::vector<T> ones_;
+  ConstTensor scales_;
+};
+
+// The convolution over a slice of the projection, from and to the tail in the state.
+template <class T>
+struct ShortConv {
+  std::int64_t channels = 0, width = 0;
+  Weight<T> weight, bias;  // (channels, 1, width); bias (channels) or null
+
+  void forward(const Pass<T>& pass, const T* x, std::int64_t x_stride, T* y) const {
+    const T* before = nullptr;
+    T* after = nullptr;
+    if (pass.state) before = after = pass.state->conv.data();
+    const bool tail = pass.state != nullptr && !pass.state->conv.empty();
+    short_conv_forward<T>(pass.cu_seqlens, channels, width, x, x_stride, weight.value, bias.value,
+                          tail ? std::span(&before, 1) : std::span<const T* const>(), y, channels,
+                          tail ? std::span(&after, 1) : std::span<T* const>(), pass.threads);
+  }
+  void backward(const Pass<T>& pass, const T* x, std::int64_t x_stride, const T* dy, T* dx,
+                std::int64_t dx_stride) const {
+    short_conv_backward<T>(pass.cu_seqlens, channels, width, x, x_stride, weight.value, bias.value, dy, channels, dx,
+                           dx_stride, weight.grad, bias.grad, pass.threads);
+  }
+};
+
+// The operator over a pass: packed sequences, or the next tokens of one, a single one in its step form. `args` has the
+// tensors; q .. out are (1, N, ...).
+template <class T>
+void run_log_linear(log_linear::ForwardArgs args, const Pass<T>& pass) {
+  args.threads = pass.threads;
+  if (!pass.state) {
+    args.cu_seqlens = pass.cu_seqlens;
+    log_linear::forward(args);
+    return;
+  }
+  const std::span<State> state(&pass.state->state, 1);
+  if (pass.tokens > 1) {
+    args.initial_state = state;
+    args.final_state = state;
+    log_linear::forward(args);
+    return;
+  }
+  const auto without_time = [](auto tensor) {
+    for (int d = 1; d + 1 < tensor.rank; ++d) {
+      tensor.shape[d] = tensor.shape[d + 1];
+      tensor.stride[d] = tensor.stride[d + 1];
+    }
+    if (tensor.rank > 0) --tensor.rank;
+    return tensor;
+  };
+  log_linear::StepArgs step;
+  step.rule = args.rule;
+  step.q = without_time(args.q);
+  step.k = without_time(args.k);
+  step.v = without_time(args.v);
+  step.g = without_time(args.g);
+  step.beta = without_time(args.beta);
+  step.level_scales = without_time(args.level_scales);
+  step.out = without_time(args.out);
+  step.states = state;
+  step.threads = pass.threads;
+  log_linear::step(step);
+}
+
+template <class T>
+LayerState<T> new_log_linear_state(Rule rule, const ModelConfig& config, std::int64_t conv_channels) {
+  LayerState<T> state;
+  state.conv_rows = config.conv_width - 1;
+  state.conv_channels = conv_channels;
+  state.conv.assign(static_cast<std::size_t>(state.conv_rows * conv_channels), T{0});
+  state.state = State(rule, config.num_heads, config.key_width, config.value_width, dtype_of<T>);
+  return state;
+}
+
+}  // namespace loglinear::nn

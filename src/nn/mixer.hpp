@@ -1,0 +1,67 @@
+#pragma once
+// What mixes tokens in a layer: one interface, one file a kind.
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "loglinear/state.hpp"
+#include "nn/arena.hpp"
+#include "nn/model.hpp"
+#include "nn/parameters.hpp"
+
+namespace loglinear::nn {
+
+// What a layer remembers of one sequence. Copying is a fork.
+template <class T>
+struct LayerState {
+  // Log-linear kinds: the inputs of the convolution before the next token, and the operator's state.
+  std::int64_t conv_rows = 0, conv_channels = 0;
+  std::vector<T> conv;  // (conv_rows, conv_channels)
+  State state;
+  // Attention: keys (rotated) and values of the newest tokens, all of them unless there is a window.
+  std::int64_t kv_heads = 0, kv_width = 0, window = 0;
+  std::vector<T> keys, values;  // (rows, kv_heads * kv_width)
+
+  bool attention() const { return kv_heads > 0; }
+};
+
+// One pass through a layer: training over packed sequences, or, with a state, the next tokens of one sequence.
+template <class T>
+struct Pass {
+  std::int64_t tokens = 0;                   // N
+  std::span<const std::int64_t> cu_seqlens;  // from 0 to N; {0, N} with a state
+  std::int64_t position = 0;                 // of the first token, with a state
+  LayerState<T>* state = nullptr;            // advanced by N tokens
+  Arena* keep = nullptr;                     // lives until backward of this layer
+  Arena* scratch = nullptr;                  // lives until the call returns
+  int threads = 0;
+};
+
+template <class T>
+class Mixer {
+ public:
+  virtual ~Mixer() = default;
+  // y += mixer(x); both (N, D). Remembers what backward needs in pass.keep.
+  virtual void forward(const Pass<T>& pass, const T* x, T* y) = 0;
+  // From dy (N, D): writes dx (N, D) and adds to the gradients of the parameters. Follows forward, without a state, on
+  // the same x; may overwrite what forward kept.
+  virtual void backward(const Pass<T>& pass, const T* x, const T* dy, T* dx) = 0;
+  // Of an empty sequence.
+  virtual LayerState<T> new_state() const = 0;
+};
+
+// The mixer whose parameters are called prefix + the names of its list.
+template <class T>
+std::unique_ptr<Mixer<T>> make_mamba2(const ModelConfig& config, const ParameterStore<T>& store,
+                                      const std::string& prefix);
+template <class T>
+std::unique_ptr<Mixer<T>> make_gated_deltanet(const ModelConfig& config, const ParameterStore<T>& store,
+                                              const std::string& prefix);
+template <class T>
+std::unique_ptr<Mixer<T>> make_attention(const ModelConfig& config, const ParameterStore<T>& store,
+                                         const std::string& prefix);
+
+}  // namespace loglinear::nn
