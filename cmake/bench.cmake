@@ -3,7 +3,7 @@
 
 find_package(benchmark REQUIRED)
 add_custom_target(bench)
-file(GLOB_RECURSE files CONFIGURE_DEPENDS src/bench*.cpp bench/*.cpp)
+file(GLOB_RECURSE files CONFIGURE_DEPENDS src/bench*.cpp)
 foreach(file ${files})
   loglinear_program_name(${file} bench name)
   add_executable(${name} EXCLUDE_FROM_ALL ${file})
