@@ -146,7 +146,7 @@ Generation generate(nn::Model<float>& model, Context& context, const GenerateSet
       break;
     }
     const std::int32_t token =
-        sample(context.logits, context.history, settings.sampler, settings.seed, context.state.position());
+        next_token(context.logits, context.history, settings.sampler, settings.seed, context.state.position());
     result.tokens.push_back(token);
     if (token == kSeparator) {
       result.reason = StopReason::end_of_text;

@@ -84,8 +84,8 @@ std::int32_t pick(std::span<const double> probabilities, double u) {
   return last;  // rounding may leave the sum a little below one
 }
 
-std::int32_t sample(std::span<const float> logits, std::span<const std::int32_t> recent,
-                    const SamplerSettings& settings, std::uint64_t seed, std::int64_t position) {
+std::int32_t next_token(std::span<const float> logits, std::span<const std::int32_t> recent,
+                        const SamplerSettings& settings, std::uint64_t seed, std::int64_t position) {
   constexpr std::uint64_t kSamplerStream = 0x73616d706c65;  // "sample": no other use of the seed has this stream
   const Random random(seed, kSamplerStream);
   const double u = static_cast<double>(random.at(static_cast<std::uint64_t>(position)) >> 11) * 0x1p-53;

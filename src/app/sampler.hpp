@@ -35,7 +35,7 @@ std::int32_t pick(std::span<const double> probabilities, double u);
 
 // pick(probabilities(..), value number `position` of the stream that `seed` names): the token at an absolute position
 // is a function of the seed, the logits and the position, so a text cut into runs is sampled as one run would.
-std::int32_t sample(std::span<const float> logits, std::span<const std::int32_t> recent,
-                    const SamplerSettings& settings, std::uint64_t seed, std::int64_t position);
+std::int32_t next_token(std::span<const float> logits, std::span<const std::int32_t> recent,
+                        const SamplerSettings& settings, std::uint64_t seed, std::int64_t position);
 
 }  // namespace loglinear::app
