@@ -1,0 +1,156 @@
+#include "app/data.hpp"
+
+#include <gtest/gtest.h>
+
+#include <map>
+#include <string>
+
+#include "base/random.hpp"
+#include "loglinear/error.hpp"
+
+namespace loglinear::app {
+namespace {
+
+Text some_text() {
+  std::vector<std::string> documents;
+  Random random(3, 1);
+  for (int i = 0; i < 40; ++i) {
+    std::string document(random.below(90), 'a');
+    for (char& c : document) c = static_cast<char>('a' + random.below(26));
+    documents.push_back(document);
+  }
+  return Text(documents);
+}
+
+TEST(Text, IsOneStreamWithSeparators) {
+  const std::vector<std::string> documents = {"ab", "", "c"};
+  const Text text(documents);
+  EXPECT_EQ(text.stream, (std::vector<std::uint8_t>{0, 'a', 'b', 0, 'c', 0}));
+  EXPECT_EQ(text.bytes(), 3);
+  EXPECT_EQ(text.documents(), 2);
+  EXPECT_EQ(text.predictions(), 5);
+  EXPECT_EQ(Text().bytes(), 0);
+  EXPECT_TRUE(cut_pieces(Text(), Packing::documents, 4).empty());
+}
+
+TEST(Text, RefusesZeroBytesAndHashesBoundaries) {
+  const std::vector<std::string> binary = {std::string("a\0b", 3)};
+  EXPECT_THROW(Text{binary}, Error);
+  const std::vector<std::string> one = {"ab", "c"}, other = {"a", "bc"};
+  EXPECT_NE(Text(one).hash(), Text(other).hash());
+  EXPECT_EQ(Text(one).hash(), Text(one).hash());
+}
+
+TEST(Pieces, EveryPositionIsOneTarget) {
+  const Text text = some_text();
+  for (const Packing packing : {Packing::documents, Packing::blocks})
+    for (const std::int64_t seq_len : {1, 7, 16, 1000000}) {
+      std::int64_t next = 0;
+      for (const Piece& piece : cut_pieces(text, packing, seq_len)) {
+        EXPECT_EQ(piece.begin, next);
+        EXPECT_GE(piece.length, 1);
+        EXPECT_LE(piece.length, seq_len);
+        next = piece.begin + piece.length;
+        if (packing == Packing::documents)  // a separator is the last target or none
+          for (std::int64_t t = 0; t + 1 < piece.length; ++t) EXPECT_NE(text.stream[piece.begin + t + 1], kSeparator);
+      }
+      EXPECT_EQ(next, text.predictions());
+    }
+  EXPECT_THROW(cut_pieces(text, Packing::blocks, 0), Error);
+}
+
+TEST(Pieces, BlocksAreFullExceptTheLast) {
+  const Text text = some_text();
+  const auto pieces = cut_pieces(text, Packing::blocks, 64);
+  for (std::size_t i = 0; i + 1 < pieces.size(); ++i) EXPECT_EQ(pieces[i].length, 64);
+}
+
+TEST(Batch, HoldsTokensTargetsAndBoundaries) {
+  const std::vector<std::string> documents = {"ab", "c"};
+  const Text text(documents);
+  Batch batch;
+  for (const Piece& piece : cut_pieces(text, Packing::documents, 8)) batch.add(text, piece);
+  EXPECT_EQ(batch.tokens, (std::vector<std::int32_t>{0, 'a', 'b', 0, 'c'}));
+  EXPECT_EQ(batch.targets, (std::vector<std::int32_t>{'a', 'b', 0, 'c', 0}));
+  EXPECT_EQ(batch.cu_seqlens, (std::vector<std::int64_t>{0, 3, 5}));
+  EXPECT_EQ(batch.scored, 5);
+  batch.clear();
+  batch.add(text, {0, 3}, false);
+  EXPECT_EQ(batch.targets, (std::vector<std::int32_t>{'a', 'b', -1}));
+  EXPECT_EQ(batch.scored, 2);
+}
+
+// The targets of an epoch, with how often each was seen.
+std::map<std::int64_t, int> targets_of_epoch(BatchReader& reader, const Text& text, std::int64_t budget) {
+  std::map<std::int64_t, int> seen;  // byte value -> count
+  Batch batch;
+  const std::int64_t epoch = reader.position().epoch;
+  while (reader.position().epoch == epoch) {
+    reader.next(batch);
+    EXPECT_LE(static_cast<std::int64_t>(batch.tokens.size()), budget);
+    EXPECT_FALSE(batch.tokens.empty());
+    EXPECT_EQ(batch.cu_seqlens.back(), static_cast<std::int64_t>(batch.tokens.size()));
+    for (const std::int32_t target : batch.targets) ++seen[target];
+  }
+  (void)text;
+  return seen;
+}
+
+TEST(BatchReader, UsesEveryByteOnceAnEpoch) {
+  const Text text = some_text();
+  std::map<std::int64_t, int> all;
+  for (std::size_t i = 1; i < text.stream.size(); ++i) ++all[text.stream[i]];
+  for (const Packing packing : {Packing::documents, Packing::blocks}) {
+    BatchReader reader(text, cut_pieces(text, packing, 20), 64, 5);
+    for (int epoch = 0; epoch < 3; ++epoch) EXPECT_EQ(targets_of_epoch(reader, text, 64), all);
+  }
+}
+
+TEST(BatchReader, IsAFunctionOfSeedAndPosition) {
+  const Text text = some_text();
+  const auto pieces = cut_pieces(text, Packing::documents, 20);
+  BatchReader whole(text, pieces, 64, 5);
+  std::vector<std::vector<std::int32_t>> tokens;
+  for (int i = 0; i < 120; ++i) {
+    // A reader that begins here gives the same batch.
+    BatchReader here(text, pieces, 64, 5, whole.position());
+    Batch a, b;
+    whole.next(a);
+    here.next(b);
+    EXPECT_EQ(a.tokens, b.tokens);
+    EXPECT_EQ(a.targets, b.targets);
+    EXPECT_EQ(a.cu_seqlens, b.cu_seqlens);
+    EXPECT_EQ(whole.position(), here.position());
+    tokens.push_back(a.tokens);
+  }
+  EXPECT_GT(whole.position().epoch, 1);
+  // Epochs and seeds have orders of their own.
+  const std::int64_t n = whole.batches_in_epoch(0);
+  EXPECT_NE(tokens[0], tokens[n]);
+  Batch other;
+  BatchReader(text, pieces, 64, 6).next(other);
+  EXPECT_NE(other.tokens, tokens[0]);
+}
+
+TEST(BatchReader, CountsBatches) {
+  const Text text = some_text();
+  BatchReader reader(text, cut_pieces(text, Packing::documents, 20), 64, 5);
+  for (std::int64_t epoch = 0; epoch < 3; ++epoch) {
+    std::int64_t batches = 0;
+    Batch batch;
+    while (reader.position().epoch == epoch) reader.next(batch), ++batches;
+    EXPECT_EQ(reader.batches_in_epoch(epoch), batches);
+  }
+}
+
+TEST(BatchReader, RefusesWhatCannotBe) {
+  const Text text = some_text();
+  const auto pieces = cut_pieces(text, Packing::blocks, 20);
+  EXPECT_THROW(BatchReader(text, {}, 64, 5), Error);
+  EXPECT_THROW(BatchReader(text, pieces, 19, 5), Error);
+  EXPECT_THROW(BatchReader(text, pieces, 64, 5, {0, static_cast<std::int64_t>(pieces.size())}), Error);
+  EXPECT_THROW(BatchReader(text, pieces, 64, 5, {-1, 0}), Error);
+}
+
+}  // namespace
+}  // namespace loglinear::app

@@ -1,0 +1,374 @@
+#include "app/train.hpp"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <sstream>
+
+#include "app/checkpoint.hpp"
+#include "app/data.hpp"
+#include "app/evaluate.hpp"
+#include "base/random.hpp"
+#include "io/file.hpp"
+#include "io/safetensors.hpp"
+#include "loglinear/error.hpp"
+
+namespace loglinear::app {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+class Train : public testing::Test {
+ protected:
+  Train() : folder_(fs::temp_directory_path() / ("loglinear_train_" + std::to_string(getpid()))) {
+    fs::remove_all(folder_);
+    fs::create_directories(folder_);
+    std::ofstream text(folder_ / "text.txt");
+    Random random(1, 2);
+    const char* words[] = {"the ", "state ", "of ", "a ", "counter ", "is ", "its ", "digits.\n"};
+    for (int i = 0; i < 700; ++i) text << words[random.below(8)];
+  }
+  ~Train() override { fs::remove_all(folder_); }
+
+  TrainSettings settings(const std::string& out) {
+    TrainSettings s;
+    s.data = {(folder_ / "text.txt").string()};
+    s.out = (folder_ / out).string();
+    s.hidden_size = 16;
+    s.layers = 1;
+    s.heads = 2;
+    s.key_width = s.value_width = 8;
+    s.mlp_width = 16;
+    s.levels = 5;
+    s.seq_len = 48;
+    s.batch_tokens = 100;
+    s.warmup = 3;
+    s.steps = 12;
+    s.val_every = 5;
+    s.val_bytes = 200;
+    s.save_every = 4;
+    s.log_every = 3;
+    s.threads = 1;
+    return s;
+  }
+  std::string file(const fs::path& path) { return io::read_file(path); }
+  std::string weights(const std::string& out, int step) {
+    return file(folder_ / out / ("step-00000" + std::to_string(step)) / "model.safetensors");
+  }
+  std::string optimizer(const std::string& out, int step) {
+    return file(folder_ / out / ("step-00000" + std::to_string(step)) / "optimizer.safetensors");
+  }
+  // The log without what the clock decides.
+  std::vector<json> log(const std::string& out) {
+    std::vector<json> rows;
+    std::istringstream lines(file(folder_ / out / "log.jsonl"));
+    for (std::string line; std::getline(lines, line);) {
+      rows.push_back(json::parse(line));
+      for (const char* key : {"tokens_per_second", "eta_seconds", "elapsed_seconds"}) rows.back().erase(key);
+    }
+    return rows;
+  }
+  // Stops after so many steps of this call.
+  TrainHooks stop_after(int steps) {
+    TrainHooks hooks;
+    hooks.interrupted = [n = 0, steps]() mutable { return ++n >= steps; };
+    return hooks;
+  }
+  template <class Call>
+  std::string error_of(Call&& call, Error::Kind kind) {
+    try {
+      call();
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), kind) << error.what();
+      EXPECT_EQ(std::string(error.what()).find('\n'), std::string::npos);
+      return error.what();
+    }
+    ADD_FAILURE() << "no error";
+    return "";
+  }
+
+  fs::path folder_;
+};
+
+TEST_F(Train, LearnsAndLogsAndKeepsTwoCheckpoints) {
+  TrainSettings s = settings("a");
+  s.steps = 60;
+  s.lr = 1e-2;
+  std::string printed;
+  TrainHooks hooks;
+  hooks.print = [&](std::string_view text) { printed += text; };
+  const TrainResult result = train(s, hooks);
+  EXPECT_EQ(result.step, 60);
+  EXPECT_EQ(result.skipped, 0);
+  EXPECT_FALSE(result.interrupted);
+  EXPECT_EQ(list_checkpoints(s.out).size(), 2u);
+  EXPECT_EQ(result.checkpoint, (fs::path(s.out) / "step-0000060").string());
+  const auto rows = log("a");
+  double first = 0, last = 0;
+  int train_rows = 0, validation_rows = 0;
+  for (const json& row : rows) {
+    if (row.at("type") == "validation") {
+      ++validation_rows;
+      last = row.at("bits_per_byte");
+      if (first == 0) first = last;
+      continue;
+    }
+    ++train_rows;
+    for (const char* key : {"step", "loss", "bits_per_byte", "lr", "grad_norm", "tokens", "epoch", "skipped"})
+      EXPECT_TRUE(row.at(key).is_number()) << key;
+    EXPECT_NEAR(row.at("bits_per_byte").get<double>() * std::log(2.0), row.at("loss").get<double>(), 1e-9);
+  }
+  EXPECT_EQ(train_rows, 20);
+  EXPECT_EQ(validation_rows, 12);
+  EXPECT_LT(last, first - 1);
+  EXPECT_EQ(result.validation, last);
+  EXPECT_NE(printed.find("bits/byte"), std::string::npos);
+  EXPECT_NE(printed.find("eta"), std::string::npos);
+  EXPECT_EQ(printed.find('\r'), std::string::npos);
+}
+
+TEST_F(Train, ResumedRunsEndWithTheSameBits) {
+  for (const std::string family : {"log_linear_mamba2", "log_linear_gated_deltanet", "transformer"}) {
+    TrainSettings s = settings("whole_" + family);
+    s.family = family;
+    s.accumulate = 2;
+    s.packing = family == "transformer" ? "blocks" : "documents";
+    train(s);
+    const std::string parts = "parts_" + family;
+    s.out = (folder_ / parts).string();
+    // Cut after 1, then 2, 3 steps, and at the end.
+    for (const int steps : {1, 2, 3, 100}) {
+      const TrainResult result = train(s, stop_after(steps));
+      EXPECT_EQ(result.interrupted, steps < 100);
+      s.resume = true;
+      s.threads = 2;  // never changes the result
+    }
+    EXPECT_EQ(weights("whole_" + family, 12), weights(parts, 12));
+    EXPECT_EQ(optimizer("whole_" + family, 12), optimizer(parts, 12));
+    EXPECT_EQ(log("whole_" + family), log(parts));
+  }
+}
+
+TEST_F(Train, ARunThatEndedIsLeftAsItIsAndCanBeMadeLonger) {
+  TrainSettings s = settings("a");
+  train(s);
+  const std::string before = weights("a", 12), rows = file(fs::path(s.out) / "log.jsonl");
+  s.resume = true;
+  EXPECT_EQ(train(s).step, 12);
+  EXPECT_EQ(weights("a", 12), before);
+  EXPECT_EQ(file(fs::path(s.out) / "log.jsonl"), rows);
+  s.steps = 14;
+  EXPECT_EQ(train(s).step, 14);
+  EXPECT_NE(weights("a", 14), before);
+}
+
+TEST_F(Train, TheSeedDecidesEverything) {
+  for (const char* out : {"a", "b", "c"}) {
+    TrainSettings s = settings(out);
+    if (out[0] == 'c') s.seed = 2;
+    train(s);
+  }
+  EXPECT_EQ(weights("a", 12), weights("b", 12));
+  EXPECT_NE(weights("a", 12), weights("c", 12));
+  EXPECT_EQ(log("a"), log("b"));
+}
+
+TEST_F(Train, AccumulationIsOneLargerBatch) {
+  // Two batches of one sequence each against one of both: the same gradient up to rounding.
+  TrainSettings s = settings("a");
+  s.packing = "blocks";
+  s.seq_len = s.batch_tokens = 32;
+  s.accumulate = 2;
+  s.steps = 1;
+  s.clip = 0;
+  train(s);
+  s.out = (folder_ / "b").string();
+  s.batch_tokens = 64;
+  s.accumulate = 1;
+  train(s);
+  EXPECT_NEAR(log("a")[0].at("loss").get<double>(), log("b")[0].at("loss").get<double>(), 1e-5);
+  const double a = log("a")[0].at("grad_norm"), b = log("b")[0].at("grad_norm");
+  EXPECT_NEAR(a, b, 1e-3 * b);
+}
+
+TEST_F(Train, EpochsUseEveryByteThatManyTimes) {
+  TrainSettings s = settings("a");
+  s.steps = 0;
+  s.epochs = 2;
+  s.accumulate = 4;
+  s.val_fraction = 0;
+  train(s);
+  const json trainer = json::parse(file(newest_checkpoint(s.out, {})->folder / "trainer.json"));
+  EXPECT_EQ(trainer.at("epoch"), 2);
+  EXPECT_EQ(trainer.at("piece"), 0);
+  const std::string text = file(folder_ / "text.txt");
+  EXPECT_EQ(trainer.at("tokens").get<std::size_t>(), 2 * (text.size() + 1));  // and the separator
+}
+
+TEST_F(Train, WithoutWeightDecayNothingElseMovesUnusedRows) {
+  // The embedding of a byte that never occurs has no gradient: only weight decay moves it.
+  TrainSettings s = settings("a");
+  s.weight_decay = 0;
+  train(s);
+  nn::Model<float> fresh(model_config(s));
+  fresh.initialise(1);
+  const auto trained = load_model<float>(s.out);
+  const auto row = [&](nn::Model<float>& m, int byte) {
+    for (const auto& p : m.parameters())
+      if (p.name == "backbone.embeddings.weight")
+        return std::vector<float>(&p.value[byte * 16], &p.value[byte * 16 + 16]);
+    return std::vector<float>();
+  };
+  EXPECT_EQ(row(*trained, 200), row(fresh, 200));
+  EXPECT_NE(row(*trained, 'e'), row(fresh, 'e'));
+  s.out = (folder_ / "b").string();
+  s.weight_decay = 0.5;
+  train(s);
+  EXPECT_NE(row(*load_model<float>(s.out), 200), row(fresh, 200));
+}
+
+TEST_F(Train, StepsThatAreNotFiniteAreSkippedAndFatalAfterTen) {
+  TrainSettings s = settings("a");
+  train(s, stop_after(4));
+  // A poisoned parameter that the checkpoint's checksums vouch for, large enough to overflow and still finite.
+  const auto checkpoint = newest_checkpoint(s.out, {});
+  nn::Model<float> model(model_config(s));
+  Moments moments;
+  load_checkpoint(*checkpoint, model, moments);
+  for (auto& p : model.parameters())
+    if (p.name == "lm_head.weight")
+      for (float& x : p.value) x = 3e38f;
+  save_checkpoint(s.out, model, moments, checkpoint->trainer);
+  const std::string before = weights("a", 4);
+  s.resume = true;
+  s.steps = 40;
+  const std::string text = error_of([&] { train(s); }, Error::Kind::failure);
+  EXPECT_NE(text.find("10 steps in a row"), std::string::npos) << text;
+  EXPECT_EQ(weights("a", 4), before);
+  EXPECT_EQ(list_checkpoints(s.out).size(), 1u);
+  int skipped = 0;
+  for (const json& row : log("a"))
+    if (row.at("type") == "skipped") {
+      EXPECT_EQ(row.at("skipped_in_a_row"), ++skipped);
+      EXPECT_TRUE(row.at("grad_norm").is_null() || row.at("loss").is_null());
+    }
+  EXPECT_EQ(skipped, 10);
+}
+
+TEST_F(Train, AnAbsurdLearningRateEndsInAnErrorOrFiniteNumbers) {
+  TrainSettings s = settings("a");
+  s.lr = 1e6;
+  s.steps = 60;
+  s.save_every = 1;
+  try {
+    train(s);
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), Error::Kind::failure);
+  }
+  // Whatever was saved can be read.
+  if (!list_checkpoints(s.out).empty()) EXPECT_NO_THROW(load_model<float>(s.out));
+  for (const json& row : log("a")) EXPECT_TRUE(row.is_object());
+}
+
+TEST_F(Train, RefusesToOverwriteOrToMixRuns) {
+  TrainSettings s = settings("a");
+  train(s);
+  const std::string before = weights("a", 12);
+  EXPECT_NE(error_of([&] { train(s); }, Error::Kind::usage).find("--resume"), std::string::npos);
+  s.resume = true;
+  s.steps = 20;
+  TrainSettings other = s;
+  other.hidden_size = 32;
+  EXPECT_NE(error_of([&] { train(other); }, Error::Kind::usage).find("--hidden-size"), std::string::npos);
+  other = s;
+  other.seed = 9;
+  EXPECT_NE(error_of([&] { train(other); }, Error::Kind::usage).find("--seed"), std::string::npos);
+  std::ofstream(folder_ / "text.txt", std::ios::app) << "more";
+  EXPECT_NE(error_of([&] { train(s); }, Error::Kind::failure).find("other text"), std::string::npos);
+  EXPECT_EQ(weights("a", 12), before);
+  EXPECT_EQ(list_checkpoints(s.out).size(), 2u);
+}
+
+TEST_F(Train, AnotherTrainingInTheSameFolderIsAnError) {
+  TrainSettings s = settings("a");
+  fs::create_directories(s.out);
+  const DirectoryLock lock(s.out);
+  EXPECT_NE(error_of([&] { train(s); }, Error::Kind::failure).find("another training"), std::string::npos);
+}
+
+TEST_F(Train, BadTextIsOneClearError) {
+  TrainSettings s = settings("a");
+  s.seq_len = s.batch_tokens = 100000;
+  EXPECT_NE(error_of([&] { train(s); }, Error::Kind::failure).find("--seq-len"), std::string::npos);
+  s = settings("a");
+  s.data = {(folder_ / "nothing").string()};
+  error_of([&] { train(s); }, Error::Kind::failure);
+  EXPECT_FALSE(fs::exists(s.out));
+}
+
+TEST_F(Train, ResumeWithoutACheckpointBegins) {
+  TrainSettings s = settings("a");
+  s.resume = true;
+  train(s);
+  TrainSettings t = settings("b");
+  train(t);
+  EXPECT_EQ(weights("a", 12), weights("b", 12));
+}
+
+TEST_F(Train, ModelsThatCannotFitAreRefused) {
+  TrainSettings s = settings("a");
+  s.hidden_size = 1 << 20;
+  s.layers = 1000;
+  s.mlp_width = 1 << 20;
+  EXPECT_NE(error_of([&] { train(s); }, Error::Kind::usage).find("memory"), std::string::npos);
+}
+
+TEST_F(Train, EvaluationScoresEveryByteOnce) {
+  TrainSettings s = settings("a");
+  train(s);
+  const auto model = load_model<float>(s.out);
+  const std::vector<std::string> documents = {file(folder_ / "text.txt").substr(0, 300), "short", "x"};
+  const Text text(documents);
+  const Evaluation whole = evaluate(*model, text);
+  EXPECT_EQ(whole.bytes, 306);
+  EXPECT_EQ(whole.sequences, 3);
+  std::int64_t bytes = 0;
+  double bits = 0;
+  for (const EvaluationBin& bin : whole.bins) bytes += bin.bytes, bits += bin.bits;
+  EXPECT_EQ(bytes, 306);
+  EXPECT_NEAR(bits, whole.bits, 1e-9);
+  EXPECT_EQ(whole.bins[0].bytes, 3);  // position 0 of each document
+  EXPECT_EQ(whole.bins[1].bytes, 2);
+  EXPECT_EQ(whole.bins[2].first, 2);
+  EXPECT_EQ(whole.bins[2].last, 3);
+  EXPECT_NEAR(whole.perplexity(), std::exp2(whole.bits_per_byte()), 1e-12);
+  // The definition: read byte by byte.
+  double expected = 0;
+  for (const std::string& document : documents) {
+    nn::DecodeState state = model->new_state();
+    std::vector<float> logits(256);
+    std::int32_t token = kSeparator;
+    for (const char c : document) {
+      model->read(state, std::span(&token, 1), logits);
+      double largest = -1e30, sum = 0;
+      for (const float x : logits) largest = std::max<double>(largest, x);
+      for (const float x : logits) sum += std::exp(x - largest);
+      token = static_cast<unsigned char>(c);
+      expected -= (logits[token] - largest - std::log(sum)) / std::log(2.0);
+    }
+  }
+  EXPECT_NEAR(whole.bits, expected, 1e-4 * expected);
+  // In pieces: fewer bytes of context, as many bytes scored.
+  const Evaluation pieces = evaluate(*model, text, {.seq_len = 16, .batch_tokens = 64, .progress = {}});
+  EXPECT_EQ(pieces.bytes, 306);
+  EXPECT_EQ(pieces.bins.back().last, 15);
+  EXPECT_THROW(evaluate(*model, Text()), Error);
+}
+
+}  // namespace
+}  // namespace loglinear::app
