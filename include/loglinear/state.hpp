@@ -58,8 +58,7 @@ class State {
                           std::int64_t position, const std::vector<std::vector<double>>& matrices);
 
   // Replaces position and slots, for the operators and for readers of files. Throws Error unless the slots are exactly
-  // the set bits of position, largest first, each with a matrix of H * K * V elements of dtype() and H decays that are
-  // <= 0.
+  // the set bits of position, largest first, each with a matrix of H * K * V elements of dtype() and H decays.
   void assign(std::int64_t position, std::vector<Slot> slots);
 
  private:

@@ -1,0 +1,231 @@
+// The small matrix kernel: products of matrices that live in cache, for every instruction set (Highway), float and
+// double.
+//
+// Included once per instruction set from a .cpp that uses hwy/foreach_target.h, hence the toggled guard.
+
+#if defined(LOGLINEAR_BASE_MATRIX_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef LOGLINEAR_BASE_MATRIX_INL_H_
+#undef LOGLINEAR_BASE_MATRIX_INL_H_
+#else
+#define LOGLINEAR_BASE_MATRIX_INL_H_
+#endif
+
+#include <hwy/contrib/math/math-inl.h>
+#include <hwy/highway.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "base/padding.hpp"
+
+HWY_BEFORE_NAMESPACE();
+namespace loglinear {
+namespace HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Vectors of at most kPad elements, so that a padded row is a whole number of vectors on every instruction set.
+template <class T>
+using Lanes = hn::CappedTag<T, static_cast<std::size_t>(kPad)>;
+
+// Which part of a product exists. Lower and upper are exact: entries on the other side are neither read nor multiplied
+// by zero, so that a NaN of a later token cannot reach an earlier one.
+enum class Part {
+  full,
+  lower_a,  // A[m, k] = 0 for k > m
+  upper_a,  // A[m, k] = 0 for k < m
+  lower_c,  // only C[m, n] with n <= m is wanted; other entries of C are unspecified
+};
+
+template <class T>
+struct Epilogue {
+  T alpha = 1;                   // C = beta C + alpha diag(row_scale) A B
+  T beta = 0;                    // 0: C is not read
+  const T* row_scale = nullptr;  // (M), or null for ones
+  Part part = Part::full;
+};
+
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL || HWY_TARGET == HWY_NEON
+inline constexpr int kTileRows = 6, kTileVectors = 4;  // 32 registers: 24 sums, 4 of B, 1 of A
+#else
+inline constexpr int kTileRows = 6, kTileVectors = 2;  // 16 registers: 12 sums, 2 of B, 1 of A
+#endif
+
+// The diagonal block of a triangular A, row by row.
+template <bool kLower, class T, class Vec, int Rows, int Vectors>
+HWY_INLINE void product_diagonal(const T* a, std::int64_t a_row, std::int64_t a_col, const T* b, std::int64_t ldb,
+                                 Vec (&sum)[Rows][Vectors]) {
+  const Lanes<T> d;
+  const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
+#pragma GCC unroll 8
+  for (int k = 0; k < Rows; ++k) {
+    Vec bk[Vectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) bk[j] = hn::LoadU(d, b + k * ldb + j * N);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      if (kLower ? r < k : r > k) continue;
+      const Vec ak = hn::Set(d, a[r * a_row + k * a_col]);
+#pragma GCC unroll 4
+      for (int j = 0; j < Vectors; ++j) sum[r][j] = hn::MulAdd(ak, bk[j], sum[r][j]);
+    }
+  }
+}
+
+// One tile: Rows x (Vectors * lanes) of C at row m.
+template <class T, int Rows, int Vectors>
+HWY_INLINE void product_tile(std::int64_t m, std::int64_t K, const T* HWY_RESTRICT a, std::int64_t a_row,
+                             std::int64_t a_col, const T* HWY_RESTRICT b, std::int64_t ldb, T* HWY_RESTRICT c,
+                             std::int64_t ldc, const Epilogue<T>& e) {
+  const Lanes<T> d;
+  const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
+  using Vec = hn::Vec<Lanes<T>>;
+  Vec sum[Rows][Vectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) sum[r][j] = hn::Zero(d);
+
+  a += m * a_row;
+  std::int64_t first = 0, last = K;
+  if (e.part == Part::lower_a) last = m;
+  if (e.part == Part::upper_a) {
+    product_diagonal<false>(a + m * a_col, a_row, a_col, b + m * ldb, ldb, sum);
+    first = m + Rows;
+  }
+  const T* ak_ptr = a + first * a_col;
+  const T* bk_ptr = b + first * ldb;
+  for (std::int64_t k = first; k < last; ++k) {
+    Vec bk[Vectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) bk[j] = hn::LoadU(d, bk_ptr + j * N);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      const Vec ak = hn::Set(d, ak_ptr[r * a_row]);
+#pragma GCC unroll 4
+      for (int j = 0; j < Vectors; ++j) sum[r][j] = hn::MulAdd(ak, bk[j], sum[r][j]);
+    }
+    ak_ptr += a_col;
+    bk_ptr += ldb;
+  }
+  if (e.part == Part::lower_a) product_diagonal<true>(a + m * a_col, a_row, a_col, b + m * ldb, ldb, sum);
+
+  c += m * ldc;
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) {
+    const Vec scale = hn::Set(d, e.row_scale ? e.alpha * e.row_scale[m + r] : e.alpha);
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) {
+      T* to = c + r * ldc + j * N;
+      const Vec value = hn::Mul(scale, sum[r][j]);
+      if (e.beta == T(0))
+        hn::StoreU(value, d, to);
+      else
+        hn::StoreU(hn::MulAdd(hn::Set(d, e.beta), hn::LoadU(d, to), value), d, to);
+    }
+  }
+}
+
+template <class T, int Vectors>
+HWY_INLINE void product_columns(std::int64_t M, std::int64_t K, std::int64_t n, const T* a, std::int64_t a_row,
+                                std::int64_t a_col, const T* b, std::int64_t ldb, T* c, std::int64_t ldc,
+                                const Epilogue<T>& e) {
+  // Rows above the diagonal of this panel are not wanted in lower_c.
+  std::int64_t m = e.part == Part::lower_c ? n / kTileRows * kTileRows : 0;
+  for (; m + kTileRows <= M; m += kTileRows)
+    product_tile<T, kTileRows, Vectors>(m, K, a, a_row, a_col, b + n, ldb, c + n, ldc, e);
+  static_assert(kTileRows == 6);
+  switch (M - m) {
+    case 5:
+      return product_tile<T, 5, Vectors>(m, K, a, a_row, a_col, b + n, ldb, c + n, ldc, e);
+    case 4:
+      return product_tile<T, 4, Vectors>(m, K, a, a_row, a_col, b + n, ldb, c + n, ldc, e);
+    case 3:
+      return product_tile<T, 3, Vectors>(m, K, a, a_row, a_col, b + n, ldb, c + n, ldc, e);
+    case 2:
+      return product_tile<T, 2, Vectors>(m, K, a, a_row, a_col, b + n, ldb, c + n, ldc, e);
+    case 1:
+      return product_tile<T, 1, Vectors>(m, K, a, a_row, a_col, b + n, ldb, c + n, ldc, e);
+    default:
+      return;
+  }
+}
+
+// C (M, N) = beta C + alpha diag(row_scale) A B for A (M, K) at a[m * a_row + k * a_col] (any strides: a transpose
+// costs nothing), B (K, N) and C (M, N) row-major with rows padded to whole vectors (kPad): padding columns are
+// computed like the others and mean nothing. Every entry is one sum over k in order, so it does not depend on the tile
+// that it falls into.
+template <class T>
+HWY_NOINLINE void product(std::int64_t M, std::int64_t N, std::int64_t K, const T* a, std::int64_t a_row,
+                          std::int64_t a_col, const T* b, std::int64_t ldb, T* c, std::int64_t ldc,
+                          const Epilogue<T>& e = {}) {
+  const std::int64_t lanes = static_cast<std::int64_t>(hn::Lanes(Lanes<T>()));
+  std::int64_t n = 0;
+  for (; n + kTileVectors * lanes <= padded(N); n += kTileVectors * lanes)
+    product_columns<T, kTileVectors>(M, K, n, a, a_row, a_col, b, ldb, c, ldc, e);
+  if constexpr (kTileVectors == 4)
+    for (; n + 2 * lanes <= padded(N); n += 2 * lanes)
+      product_columns<T, 2>(M, K, n, a, a_row, a_col, b, ldb, c, ldc, e);
+  for (; n < padded(N); n += lanes) product_columns<T, 1>(M, K, n, a, a_row, a_col, b, ldb, c, ldc, e);
+}
+
+// to (columns, rows) = from (rows, columns)^T; padding of `to` up to a whole vector is zero.
+template <class T>
+HWY_NOINLINE void transpose(std::int64_t rows, std::int64_t columns, const T* HWY_RESTRICT from, std::int64_t ld_from,
+                            T* HWY_RESTRICT to, std::int64_t ld_to) {
+  constexpr std::int64_t kBlock = 8;
+  for (std::int64_t c0 = 0; c0 < columns; c0 += kBlock)
+    for (std::int64_t r0 = 0; r0 < rows; r0 += kBlock) {
+      const std::int64_t c1 = c0 + kBlock < columns ? c0 + kBlock : columns,
+                         r1 = r0 + kBlock < rows ? r0 + kBlock : rows;
+      for (std::int64_t c = c0; c < c1; ++c)
+        for (std::int64_t r = r0; r < r1; ++r) to[c * ld_to + r] = from[r * ld_from + c];
+    }
+  if (const std::int64_t end = padded(rows); end > rows)
+    for (std::int64_t c = 0; c < columns; ++c)
+      std::memset(to + c * ld_to + rows, 0, static_cast<std::size_t>(end - rows) * sizeof(T));
+}
+
+// inverse (n, n) = (I + N)^-1 for N = the strictly lower part of `below`; zeros above the diagonal. Forward
+// substitution.
+template <class T>
+HWY_NOINLINE void unit_lower_inverse(std::int64_t n, std::int64_t ld, const T* HWY_RESTRICT below,
+                                     T* HWY_RESTRICT inverse) {
+  const Lanes<T> d;
+  const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
+  for (std::int64_t t = 0; t < n; ++t) {
+    T* row = inverse + t * ld;
+    std::memset(row, 0, static_cast<std::size_t>(padded(n)) * sizeof(T));
+    row[t] = T(1);
+    for (std::int64_t j = 0; j <= t; j += N) {  // columns j.. of row t = e_t - sum over s < t of N_ts row s
+      auto sum = hn::Load(d, row + j);
+      for (std::int64_t s = j; s < t; ++s)
+        sum = hn::NegMulAdd(hn::Set(d, below[t * ld + s]), hn::LoadU(d, inverse + s * ld + j), sum);
+      hn::Store(sum, d, row + j);
+    }
+  }
+}
+
+// The kernel as an object, for the rules (which are not compiled per instruction set themselves).
+template <class T>
+struct MatrixKernel {
+  static Epilogue<T> upper_a() { return {.part = Part::upper_a}; }
+  static Epilogue<T> lower_c() { return {.part = Part::lower_c}; }
+  static void product(std::int64_t M, std::int64_t N, std::int64_t K, const T* a, std::int64_t a_row,
+                      std::int64_t a_col, const T* b, std::int64_t ldb, T* c, std::int64_t ldc, const Epilogue<T>& e) {
+    HWY_NAMESPACE::product(M, N, K, a, a_row, a_col, b, ldb, c, ldc, e);
+  }
+  static void transpose(std::int64_t rows, std::int64_t columns, const T* from, std::int64_t ld_from, T* to,
+                        std::int64_t ld_to) {
+    HWY_NAMESPACE::transpose(rows, columns, from, ld_from, to, ld_to);
+  }
+  static void unit_lower_inverse(std::int64_t n, std::int64_t ld, const T* below, T* inverse) {
+    HWY_NAMESPACE::unit_lower_inverse(n, ld, below, inverse);
+  }
+};
+
+}  // namespace HWY_NAMESPACE
+}  // namespace loglinear
+HWY_AFTER_NAMESPACE();
+
+#endif

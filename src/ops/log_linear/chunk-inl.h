@@ -1,0 +1,815 @@
+// One head of one sequence in chunks, forward and backward, and one token of a head. Compiled once per instruction set.
+// The mathematics and the names below are those of docs/algorithm.md, "Chunks".
+
+#if defined(LOGLINEAR_OPS_LOG_LINEAR_CHUNK_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef LOGLINEAR_OPS_LOG_LINEAR_CHUNK_INL_H_
+#undef LOGLINEAR_OPS_LOG_LINEAR_CHUNK_INL_H_
+#else
+#define LOGLINEAR_OPS_LOG_LINEAR_CHUNK_INL_H_
+#endif
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "base/matrix-inl.h"
+#include "base/padding.hpp"
+#include "base/pool.hpp"
+#include "ops/log_linear/cpu.hpp"
+#include "ops/log_linear/element.hpp"
+#include "rules/rules.hpp"
+
+HWY_BEFORE_NAMESPACE();
+namespace loglinear {
+namespace HWY_NAMESPACE {
+
+using log_linear::BackwardArgs;
+using log_linear::ForwardArgs;
+using log_linear::Plan;
+using log_linear::Sequence;
+using log_linear::Sizes;
+using log_linear::StepArgs;
+using log_linear::cpu::BackwardTarget;
+using log_linear::cpu::FinalState;
+
+// Levels past this one do not exist: positions have 62 bits.
+inline constexpr std::int64_t kMaxLevels = 64;
+
+template <class T>
+HWY_INLINE void exp_all(std::int64_t n, const T* x, T* y) {
+  const Lanes<T> d;
+  const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
+  for (std::int64_t i = 0; i < padded(n); i += N) hn::StoreU(hn::Exp(d, hn::LoadU(d, x + i)), d, y + i);
+}
+
+// Sum of x[i] * y[i].
+template <class T>
+HWY_INLINE T dot(std::int64_t n, const T* x, const T* y) {
+  const Lanes<T> d;
+  const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
+  auto sum = hn::Zero(d);
+  std::int64_t i = 0;
+  for (; i + N <= n; i += N) sum = hn::MulAdd(hn::LoadU(d, x + i), hn::LoadU(d, y + i), sum);
+  T total = hn::GetLane(hn::SumOfLanes(d, sum));
+  for (; i < n; ++i) total += x[i] * y[i];
+  return total;
+}
+
+template <class T>
+HWY_INLINE T sum_of(std::int64_t n, const T* x) {
+  const Lanes<T> d;
+  const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
+  auto sum = hn::Zero(d);
+  std::int64_t i = 0;
+  for (; i + N <= n; i += N) sum = hn::Add(hn::LoadU(d, x + i), sum);
+  T total = hn::GetLane(hn::SumOfLanes(d, sum));
+  for (; i < n; ++i) total += x[i];
+  return total;
+}
+
+// Rows t .. t + n of head h of x (B, T, heads, width) into `to` (n, ld); padding up to a whole vector is zero.
+template <class T>
+void load_rows(const ConstTensor& x, std::int64_t b, std::int64_t t, std::int64_t h, std::int64_t n, std::int64_t width,
+               T* to, std::int64_t ld) {
+  const auto copy = [&]<class From>(const From* from) HWY_ATTR {
+    for (std::int64_t i = 0; i < n; ++i) {
+      const From* row = from + log_linear::offset(x, b, t + i, h);
+      T* out = to + i * ld;
+      for (std::int64_t j = 0; j < width; ++j) out[j] = static_cast<T>(row[j]);
+      for (std::int64_t j = width; j < padded(width); ++j) out[j] = T(0);
+    }
+  };
+  if (x.dtype == DType::f32)
+    copy(static_cast<const float*>(x.data));
+  else if (x.dtype == DType::bf16)
+    copy(static_cast<const bfloat16*>(x.data));
+  else
+    copy(static_cast<const double*>(x.data));
+}
+
+template <class T>
+void store_rows(const Tensor& x, std::int64_t b, std::int64_t t, std::int64_t h, std::int64_t n, std::int64_t width,
+                const T* from, std::int64_t ld) {
+  const auto copy = [&]<class To>(To* to) HWY_ATTR {
+    for (std::int64_t i = 0; i < n; ++i) {
+      To* row = to + log_linear::offset(x, b, t + i, h);
+      for (std::int64_t j = 0; j < width; ++j) {
+        if constexpr (std::is_same_v<To, bfloat16>)
+          row[j] = bfloat16(static_cast<float>(from[i * ld + j]));
+        else
+          row[j] = static_cast<To>(from[i * ld + j]);
+      }
+    }
+  };
+  if (x.dtype == DType::f32)
+    copy(static_cast<float*>(x.data));
+  else if (x.dtype == DType::bf16)
+    copy(static_cast<bfloat16*>(x.data));
+  else
+    copy(static_cast<double*>(x.data));
+}
+
+// A live state: the block of 2^bit tokens from `begin`, as it was written, and the decay since.
+template <class T>
+struct Live {
+  int bit = 0;
+  std::int64_t begin = 0;
+  double log_decay = 0;
+  Matrix<T> matrix;  // (K, Vp)
+};
+
+// The gradient of a live state, in the dense matrix; null where it is zero.
+template <class T>
+struct Adjoint {
+  int bit = 0;
+  Matrix<T> matrix;  // (K, Vp)
+};
+
+// A block that a piece of the sequence adds to the counter: columns [c0, c1) of the piece were written into it.
+struct NewBlock {
+  int bit = 0;
+  std::int64_t begin = 0;
+  std::int64_t c0 = 0, c1 = 0;
+};
+
+// The new blocks after tokens [position, position + n), largest first. The first one also takes in every live block of
+// a smaller bit; live blocks of larger bits stay as they are.
+inline std::vector<NewBlock> new_blocks(std::int64_t position, std::int64_t n) {
+  const std::int64_t end = position + n;
+  const int top = std::bit_width(static_cast<std::uint64_t>(position ^ end)) - 1;
+  std::vector<NewBlock> blocks;
+  for (int bit = top; bit >= 0; --bit) {
+    if (!(end >> bit & 1)) continue;
+    const std::int64_t begin = ((end >> bit) - 1) << bit;
+    blocks.push_back(
+        {bit, begin, std::max<std::int64_t>(0, begin - position), begin + (std::int64_t{1} << bit) - position});
+  }
+  return blocks;
+}
+
+template <class Rule, class T>
+class Head {
+ public:
+  template <class Args>
+  Head(const Args& args, const Plan& plan, const Sequence& sequence, std::int64_t h)
+      : q_in_(args.q),
+        k_in_(args.k),
+        v_in_(args.v),
+        g_in_(args.g),
+        beta_in_(args.beta),
+        scales_in_(args.level_scales),
+        sequence_(sequence),
+        h_(h),
+        group_(h / (plan.sizes.H / plan.sizes.G)),
+        C_(plan.chunk),
+        K_(plan.sizes.K),
+        V_(plan.sizes.V),
+        L_(plan.sizes.L),
+        Ls_(std::min(plan.sizes.L, kMaxLevels)),
+        Cp_(padded(plan.chunk)),
+        Kp_(padded(plan.sizes.K)),
+        Vp_(padded(plan.sizes.V)) {}
+
+  void forward(const Tensor& out, FinalState* final_state) {
+    take_scratch(false);
+    std::vector<Live<T>> live = import_state(sequence_.initial);
+    for (std::int64_t first = 0; first < sequence_.tokens; first += n_) {
+      load(first);
+      load_reads();
+      Epilogue<T> lower{.part = Part::lower_a};
+      product<T>(n_, V_, n_, p_, Cp_, 1, v_, Vp_, out_, Vp_, lower);
+      for (const Live<T>& state : live) {
+        read_weights(state);
+        product<T>(n_, V_, K_, qe_, Kp_, 1, state.matrix.get(), Vp_, out_, Vp_, {.beta = 1, .row_scale = weight_});
+      }
+      store_rows<T>(out, sequence_.batch, sequence_.first + first, h_, n_, V_, out_, Vp_);
+      if (first + n_ < sequence_.tokens || final_state) advance(live);
+    }
+    if (final_state) export_state(live, *final_state);
+  }
+
+  void backward(const BackwardArgs& args, const State* dfinal, const BackwardTarget& target, FinalState* dinitial) {
+    take_scratch(true);
+    std::vector<std::int64_t> firsts;  // of the pieces
+    for (std::int64_t first = 0; first < sequence_.tokens; first += piece_length(first)) firsts.push_back(first);
+    const std::int64_t pieces = static_cast<std::int64_t>(firsts.size());
+    // Live states are kept at every stride-th piece and recomputed in between: about sqrt(T) of them at a time.
+    std::int64_t stride = 1;
+    while (stride * stride < pieces) stride *= 2;
+
+    std::vector<std::vector<Live<T>>> kept;
+    std::vector<Live<T>> live = import_state(sequence_.initial);
+    for (std::int64_t z = 0; z < pieces; ++z) {
+      if (z % stride == 0) kept.push_back(live);
+      if (z >= (pieces - 1) / stride * stride) break;  // the last stride is recomputed below
+      load(firsts[z]);
+      advance(live);
+    }
+
+    std::vector<Adjoint<T>> adjoints = import_adjoints(dfinal);
+    while (!kept.empty()) {
+      const std::int64_t first = (static_cast<std::int64_t>(kept.size()) - 1) * stride;
+      const std::int64_t last = std::min(pieces, first + stride);
+      std::vector<std::vector<Live<T>>> before;
+      live = std::move(kept.back());
+      kept.pop_back();
+      for (std::int64_t z = first; z < last; ++z) {
+        before.push_back(live);
+        if (z + 1 == last) break;
+        load(firsts[z]);
+        advance(live);
+      }
+      live.clear();
+      for (std::int64_t z = last - 1; z >= first; --z) {
+        load(firsts[z]);
+        load_reads();
+        backward_piece(args, before.back(), adjoints, target);
+        before.pop_back();
+      }
+    }
+    if (dinitial) export_adjoints(adjoints, *dinitial);
+  }
+
+ private:
+  using Kernel = MatrixKernel<T>;
+
+  // One allocation, cut up. Matrices are (rows, padded columns).
+  void take_scratch(bool backward) {
+    const std::int64_t CC = C_ * Cp_, CK = C_ * Kp_, CV = C_ * Vp_, KC = K_ * Cp_, VC = V_ * Cp_;
+    struct Cut {
+      T** to;
+      std::int64_t size;
+    };
+    std::vector<Cut> parts = {{&k_, CK},       {&v_, CV},      {&ue_, CV},         {&kt_, KC},
+                              {&beta_, Cp_},   {&gamma_, Cp_}, {&to_end_, Cp_},    {&exponent_, Cp_},
+                              {&weight_, Cp_}, {&q_, CK},      {&qk_, CC},         {&p_, CC},
+                              {&decay_, CC},   {&out_, CV},    {&scale_row_, Cp_}, {&scales_, padded(C_ * Ls_)}};
+    if (Rule::kErases) {
+      const std::vector<Cut> more = {{&kk_, CC}, {&mix_, CC}, {&inverse_, CC}, {&w_, CK},
+                                     {&tg_, CC}, {&p0_, CC},  {&qe_, CK},      {&erased_, CV}};
+      parts.insert(parts.end(), more.begin(), more.end());
+    }
+    if (backward) {
+      const std::vector<Cut> more = {{&dout_, CV},   {&doutt_, VC},    {&vt_, VC},
+                                     {&dqet_, KC},   {&dkt_, KC},      {&qet_, KC},
+                                     {&x_, KC},      {&dv_, CV},       {&dp_, CC},
+                                     {&scaled_, CV}, {&due_, CV},      {&dqk_, CC},
+                                     {&cc_, CC},     {&rows_, CK},     {&dots_, Cp_},
+                                     {&found_, Cp_}, {&column_, Cp_},  {&dscales_, padded(C_ * Ls_)},
+                                     {&dbeta_, Cp_}, {&products_, Vp_}};
+      parts.insert(parts.end(), more.begin(), more.end());
+      if (Rule::kErases) {
+        const std::vector<Cut> erase = {{&dwt_, KC},      {&wt_, KC}, {&dtg_, CC}, {&dmix_, CC}, {&dkk_, CC},
+                                        {&work_, 2 * CC}, {&y_, CV},  {&z_, CV},   {&vct_, VC},  {&u_, CV}};
+        parts.insert(parts.end(), erase.begin(), erase.end());
+      }
+    }
+    std::int64_t total = 0;
+    for (const Cut& part : parts) total += padded(part.size);
+    scratch_ = Pool<T>::take(static_cast<std::size_t>(total));
+    T* at = scratch_.get();
+    for (const Cut& part : parts) {
+      *part.to = at;
+      at += padded(part.size);
+    }
+    sums_.resize(C_);
+    dsums_.resize(C_);
+    if (!Rule::kErases) qe_ = q_, p0_ = qk_;
+  }
+
+  std::int64_t piece_length(std::int64_t first) const {
+    const std::int64_t position = sequence_.position + first;
+    return std::min(C_ - position % C_, sequence_.tokens - first);
+  }
+
+  // Everything of the piece at token `first` that does not depend on q: what advance() needs.
+  void load(std::int64_t first) {
+    first_ = first;
+    n_ = piece_length(first);
+    position_ = sequence_.position + first;
+    const std::int64_t t = sequence_.first + first;
+    load_rows<T>(k_in_, sequence_.batch, t, group_, n_, K_, k_, Kp_);
+    load_rows<T>(v_in_, sequence_.batch, t, h_, n_, V_, v_, Vp_);
+
+    // Decays are sums inside the piece, in double: differences of them lose nothing.
+    double sum = 0;
+    for (std::int64_t i = 0; i < n_; ++i) {
+      sum += log_linear::get<double>(g_in_, gate_offset(g_in_, t + i));
+      sums_[i] = sum;
+    }
+    for (std::int64_t i = 0; i < n_; ++i) exponent_[i] = static_cast<T>(sums_[i]);
+    clear_padding(exponent_);
+    exp_all(n_, exponent_, gamma_);
+    for (std::int64_t i = 0; i < n_; ++i) exponent_[i] = static_cast<T>(sum - sums_[i]);
+    exp_all(n_, exponent_, to_end_);
+
+    if constexpr (Rule::kErases) {
+      for (std::int64_t i = 0; i < n_; ++i) beta_[i] = log_linear::get<T>(beta_in_, gate_offset(beta_in_, t + i));
+      transpose<T>(n_, K_, k_, Kp_, kt_, Cp_);
+      product<T>(n_, n_, K_, k_, Kp_, 1, kt_, Cp_, kk_, Cp_, {.part = Part::lower_c});
+      Rule::mix(Kernel(), n_, Cp_, kk_, beta_, inverse_, mix_);
+      product<T>(n_, K_, n_, mix_, Cp_, 1, k_, Kp_, w_, Kp_, {.part = Part::lower_a});
+      fill_decay();
+      for (std::int64_t i = 0; i < n_; ++i)
+        for (std::int64_t s = 0; s < padded(n_); ++s)
+          tg_[i * Cp_ + s] = s <= i ? decay_[i * Cp_ + s] * mix_[i * Cp_ + s] : T(0);
+    }
+  }
+
+  // What reading needs in addition: P, the effective queries, the level scales.
+  void load_reads() {
+    const std::int64_t t = sequence_.first + first_;
+    load_rows<T>(q_in_, sequence_.batch, t, group_, n_, K_, q_, Kp_);
+    for (std::int64_t i = 0; i < n_; ++i) {
+      const std::int64_t at = log_linear::offset(scales_in_, sequence_.batch, t + i, h_);
+      for (std::int64_t l = 0; l < Ls_; ++l) scales_[i * Ls_ + l] = log_linear::get<T>(scales_in_, at + l);
+    }
+    if constexpr (!Rule::kErases) {
+      transpose<T>(n_, K_, k_, Kp_, kt_, Cp_);
+      fill_decay();
+    }
+    product<T>(n_, n_, K_, q_, Kp_, 1, kt_, Cp_, qk_, Cp_, {.part = Part::lower_c});
+    if constexpr (Rule::kErases) {
+      product<T>(n_, n_, n_, qk_, Cp_, 1, mix_, Cp_, p0_, Cp_, {.part = Part::lower_a});
+      std::copy(q_, q_ + n_ * Kp_, qe_);
+      product<T>(n_, K_, n_, qk_, Cp_, 1, w_, Kp_, qe_, Kp_, {.alpha = -1, .beta = 1, .part = Part::lower_a});
+    }
+    for (std::int64_t i = 0; i < n_; ++i) {
+      fill_scales(i);
+      const T *p0 = p0_ + i * Cp_, *decay = decay_ + i * Cp_;
+      T* p = p_ + i * Cp_;
+      for (std::int64_t s = 0; s <= i; ++s) p[s] = p0[s] * decay[s] * scale_row_[s];
+    }
+  }
+
+  // decay[i, s] = exp(sum of g over s < . <= i) for s <= i.
+  void fill_decay() {
+    for (std::int64_t i = 0; i < n_; ++i) {
+      for (std::int64_t s = 0; s <= i; ++s) exponent_[s] = static_cast<T>(sums_[i] - sums_[s]);
+      for (std::int64_t s = i + 1; s < padded(i + 1); ++s) exponent_[s] = T(0);
+      exp_all(i + 1, exponent_, decay_ + i * Cp_);
+    }
+  }
+
+  // Calls body(level, s0, s1) for the runs of tokens [s0, s1) of the piece that token i reads through one level, itself
+  // included.
+  template <class Body>
+  HWY_INLINE void for_runs(std::int64_t i, const Body& body) const {
+    const std::int64_t origin = position_ % C_, x = origin + i;
+    body(0, i, i + 1);
+    for (std::int64_t bits = x; bits != 0; bits &= bits - 1) {
+      const int bit = std::countr_zero(static_cast<std::uint64_t>(bits));
+      const std::int64_t begin = ((x >> bit) - 1) << bit, end = begin + (std::int64_t{1} << bit);
+      if (end <= origin) continue;
+      body(level(bit + 1), std::max<std::int64_t>(0, begin - origin), end - origin);
+    }
+  }
+
+  std::int64_t level(std::int64_t l) const { return std::min(l, Ls_ - 1); }
+
+  // scale_row[s] = level_scales[i, level(i, s)] for s <= i.
+  void fill_scales(std::int64_t i) {
+    for_runs(i, [&](std::int64_t l, std::int64_t s0, std::int64_t s1) HWY_ATTR {
+      const T scale = scales_[i * Ls_ + l];
+      for (std::int64_t s = s0; s < s1; ++s) scale_row_[s] = scale;
+    });
+  }
+
+  // Level through which token i of the piece reads the block that begins at `begin`.
+  std::int64_t level_of(std::int64_t i, std::int64_t begin) const {
+    return level(std::bit_width(static_cast<std::uint64_t>((position_ + i) ^ begin)));
+  }
+
+  // found[i] = the decay between a live state and token i; weight[i] = that times the level scale.
+  void read_weights(const Live<T>& state, T* found = nullptr) {
+    for (std::int64_t i = 0; i < n_; ++i) exponent_[i] = static_cast<T>(state.log_decay + sums_[i]);
+    clear_padding(exponent_);
+    exp_all(n_, exponent_, weight_);
+    if (found) std::copy(weight_, weight_ + n_, found);
+    for (std::int64_t i = 0; i < n_; ++i) weight_[i] *= scales_[i * Ls_ + level_of(i, state.begin)];
+  }
+
+  void clear_padding(T* x) const {
+    for (std::int64_t i = n_; i < padded(n_); ++i) x[i] = T(0);
+  }
+
+  std::int64_t gate_offset(const ConstTensor& x, std::int64_t t) const {
+    return log_linear::offset(x, sequence_.batch, t, h_);
+  }
+
+  Matrix<T> take_matrix() const { return Pool<T>::take(static_cast<std::size_t>(K_ * Vp_)); }
+
+  // The counter takes in the loaded piece: live states are erased and decay, new blocks are built, full ones merge.
+  void advance(std::vector<Live<T>>& live) {
+    for (Live<T>& state : live) {
+      if constexpr (Rule::kErases) {
+        product<T>(n_, V_, K_, w_, Kp_, 1, state.matrix.get(), Vp_, erased_, Vp_);
+        if (state.matrix.use_count() > 1) {  // kept for the backward sweep: change a copy
+          Matrix<T> copy = take_matrix();
+          std::copy(state.matrix.get(), state.matrix.get() + K_ * Vp_, copy.get());
+          state.matrix = std::move(copy);
+        }
+        product<T>(K_, V_, n_, k_, 1, Kp_, erased_, Vp_, state.matrix.get(), Vp_, {.alpha = -1, .beta = 1});
+      }
+      state.log_decay += sums_[n_ - 1];
+    }
+    bool first = true;
+    for (const NewBlock& block : new_blocks(position_, n_)) {
+      Live<T> fresh{block.bit, block.begin, 0, take_matrix()};
+      const std::int64_t last = effective_values(block, ue_);
+      product<T>(K_, V_, last - block.c0, k_ + block.c0 * Kp_, 1, Kp_, ue_ + block.c0 * Vp_, Vp_, fresh.matrix.get(),
+                 Vp_);
+      for (; first && !live.empty() && live.back().bit < block.bit; live.pop_back()) {
+        const T decay = static_cast<T>(std::exp(live.back().log_decay));
+        const T* from = live.back().matrix.get();
+        T* to = fresh.matrix.get();
+        for (std::int64_t i = 0; i < K_ * Vp_; ++i) to[i] += decay * from[i];
+      }
+      first = false;
+      live.push_back(std::move(fresh));
+    }
+  }
+
+  // ue = diag(to_end) U, where U is what the tokens of the block write. Fills rows c0 .. returned end.
+  std::int64_t effective_values(const NewBlock& block, T* ue) {
+    const std::int64_t last = Rule::kErases ? n_ : block.c1;
+    if constexpr (Rule::kErases) {
+      const bool whole = block.c0 == 0 && block.c1 == n_;
+      product<T>(n_ - block.c0, V_, block.c1 - block.c0, tg_ + block.c0 * Cp_ + block.c0, Cp_, 1, v_ + block.c0 * Vp_,
+                 Vp_, ue + block.c0 * Vp_, Vp_,
+                 {.row_scale = to_end_ + block.c0, .part = whole ? Part::lower_a : Part::full});
+    } else {
+      for (std::int64_t i = block.c0; i < last; ++i)
+        for (std::int64_t j = 0; j < Vp_; ++j) ue[i * Vp_ + j] = to_end_[i] * v_[i * Vp_ + j];
+    }
+    return last;
+  }
+
+  // The adjoint of reading and advancing over the loaded piece. adjoints: in, of the states after it; out, before it.
+  void backward_piece(const BackwardArgs& args, const std::vector<Live<T>>& live, std::vector<Adjoint<T>>& adjoints,
+                      const BackwardTarget& target) {
+    const std::int64_t t = sequence_.first + first_;
+    load_rows<T>(args.dout, sequence_.batch, t, h_, n_, V_, dout_, Vp_);
+    transpose<T>(n_, V_, dout_, Vp_, doutt_, Cp_);
+    transpose<T>(n_, V_, v_, Vp_, vt_, Cp_);
+    transpose<T>(n_, K_, qe_, Kp_, qet_, Cp_);
+    std::fill(dqet_, dqet_ + K_ * Cp_, T(0));
+    std::fill(dkt_, dkt_ + K_ * Cp_, T(0));
+    std::fill(dscales_, dscales_ + n_ * Ls_, T(0));
+    std::fill(dsums_.begin(), dsums_.end(), 0.0);
+    double dend = 0;  // gradient in the sum of g over the whole piece
+    if constexpr (Rule::kErases) {
+      std::fill(dwt_, dwt_ + K_ * Cp_, T(0));
+      std::fill(dtg_, dtg_ + n_ * Cp_, T(0));
+      std::fill(dbeta_, dbeta_ + n_, T(0));
+    }
+
+    backward_inside();
+
+    const std::vector<NewBlock> blocks = new_blocks(position_, n_);
+    const std::size_t stay = adjoints.size() - blocks.size();  // states that live through the piece
+    for (std::size_t i = 0; i < blocks.size(); ++i)
+      if (const Matrix<T>& adjoint = adjoints[stay + i].matrix) dend += backward_build(blocks[i], adjoint.get());
+
+    std::vector<Adjoint<T>> before;
+    for (std::size_t i = 0; i < live.size(); ++i) {
+      // A state that was merged receives the adjoint of the block that took it in.
+      Matrix<T> adjoint = i < stay ? std::move(adjoints[i].matrix) : adjoints[stay].matrix;
+      before.push_back({live[i].bit, backward_state(live[i], std::move(adjoint), dend)});
+    }
+    adjoints = std::move(before);
+
+    backward_rule();
+
+    dsums_[n_ - 1] += dend;
+    double sum = 0;
+    for (std::int64_t i = n_ - 1; i >= 0; --i) {
+      sum += dsums_[i];
+      log_linear::put<double>(args.dg, log_linear::offset(args.dg, sequence_.batch, t + i, h_), sum);
+    }
+    for (std::int64_t i = 0; i < n_; ++i) {
+      const std::int64_t at = log_linear::offset(args.dlevel_scales, sequence_.batch, t + i, h_);
+      for (std::int64_t l = 0; l < L_; ++l)
+        log_linear::put<T>(args.dlevel_scales, at + l, l < Ls_ ? dscales_[i * Ls_ + l] : T(0));
+      if constexpr (Rule::kErases)
+        log_linear::put<T>(args.dbeta, log_linear::offset(args.dbeta, sequence_.batch, t + i, h_), dbeta_[i]);
+    }
+    store_rows<T>(args.dv, sequence_.batch, t, h_, n_, V_, dv_, Vp_);
+    store_keys(args.dq, dqet_, static_cast<T*>(target.dq), target.add);
+    store_keys(args.dk, dkt_, static_cast<T*>(target.dk), target.add);
+  }
+
+  // out = P V with P = P0 * decay * scales.
+  void backward_inside() {
+    product<T>(n_, V_, n_, p_, 1, Cp_, dout_, Vp_, dv_, Vp_, {.part = Part::upper_a});
+    product<T>(n_, n_, V_, dout_, Vp_, 1, vt_, Cp_, dp_, Cp_, {.part = Part::lower_c});
+    std::fill(column_, column_ + Cp_, T(0));
+    for (std::int64_t i = 0; i < n_; ++i) {
+      fill_scales(i);
+      const T *p0 = p0_ + i * Cp_, *decay = decay_ + i * Cp_;
+      T *dp = dp_ + i * Cp_, *read = cc_;
+      for (std::int64_t s = 0; s <= i; ++s) {
+        read[s] = dp[s] * p0[s] * decay[s];
+        column_[s] += read[s] * scale_row_[s];
+        dp[s] *= decay[s] * scale_row_[s];  // now dP0
+      }
+      for (std::int64_t s = i + 1; s < padded(n_); ++s) dp[s] = T(0);
+      for_runs(i, [&](std::int64_t l, std::int64_t s0, std::int64_t s1) HWY_ATTR {
+        const T sum = sum_of(s1 - s0, read + s0);
+        dscales_[i * Ls_ + l] += sum;
+        dsums_[i] += static_cast<double>(sum) * scales_[i * Ls_ + l];
+      });
+    }
+    for (std::int64_t s = 0; s < n_; ++s) dsums_[s] -= column_[s];
+  }
+
+  // fresh = K^T diag(to_end) U for one new block with the given adjoint (K, Vp). Returns the gradient in the whole sum
+  // of g.
+  double backward_build(const NewBlock& block, const T* adjoint) {
+    double dend = 0;
+    T* ue = Rule::kErases ? u_ : ue_;
+    if (block.c0 > 0 || block.c1 < n_) std::fill(ue, ue + n_ * Vp_, T(0));
+    const std::int64_t last = effective_values(block, ue), rows = last - block.c0;
+    product<T>(rows, V_, K_, k_ + block.c0 * Kp_, Kp_, 1, adjoint, Vp_, due_ + block.c0 * Vp_, Vp_);
+    for (std::int64_t i = block.c0; i < last; ++i) {
+      const double r = dot(V_, due_ + i * Vp_, ue + i * Vp_);
+      dend += r;
+      dsums_[i] -= r;
+      for (std::int64_t j = 0; j < Vp_; ++j) due_[i * Vp_ + j] *= to_end_[i];  // now dU
+    }
+    if constexpr (Rule::kErases) {
+      // U = Tg V over columns [c0, c1).
+      product<T>(rows, n_, V_, due_ + block.c0 * Vp_, Vp_, 1, vt_, Cp_, cc_, Cp_);
+      for (std::int64_t i = block.c0; i < n_; ++i)
+        for (std::int64_t s = block.c0; s < std::min(block.c1, i + 1); ++s)
+          dtg_[i * Cp_ + s] += cc_[(i - block.c0) * Cp_ + s];
+      product<T>(block.c1 - block.c0, V_, rows, tg_ + block.c0 * Cp_ + block.c0, 1, Cp_, due_ + block.c0 * Vp_, Vp_,
+                 dv_ + block.c0 * Vp_, Vp_, {.beta = 1});
+      transpose<T>(n_, V_, ue, Vp_, vct_, Cp_);
+      product<T>(K_, n_, V_, adjoint, Vp_, 1, vct_, Cp_, dkt_, Cp_, {.beta = 1});
+    } else {
+      for (std::int64_t i = block.c0; i < last; ++i)
+        for (std::int64_t j = 0; j < Vp_; ++j) dv_[i * Vp_ + j] += due_[i * Vp_ + j];
+      product<T>(K_, n_, V_, adjoint, Vp_, 1, vt_, Cp_, x_, Cp_);
+      for (std::int64_t a = 0; a < K_; ++a)
+        for (std::int64_t s = block.c0; s < block.c1; ++s) dkt_[a * Cp_ + s] += to_end_[s] * x_[a * Cp_ + s];
+    }
+    return dend;
+  }
+
+  // One live state over the piece: read by every token, erased, decayed. Returns the adjoint before the piece.
+  Matrix<T> backward_state(const Live<T>& state, Matrix<T> adjoint, double& dend) {
+    const T* S = state.matrix.get();
+    read_weights(state, found_);
+    product<T>(K_, n_, V_, S, Vp_, 1, doutt_, Cp_, x_, Cp_);
+    std::fill(dots_, dots_ + Cp_, T(0));
+    for (std::int64_t a = 0; a < K_; ++a) {
+      const T *x = x_ + a * Cp_, *qe = qet_ + a * Cp_;
+      T* dqe = dqet_ + a * Cp_;
+      for (std::int64_t i = 0; i < n_; ++i) {
+        dqe[i] += weight_[i] * x[i];
+        dots_[i] += qe[i] * x[i];
+      }
+    }
+    for (std::int64_t i = 0; i < n_; ++i) {
+      dscales_[i * Ls_ + level_of(i, state.begin)] += dots_[i] * found_[i];
+      dsums_[i] += static_cast<double>(dots_[i]) * weight_[i];
+      const T weight = gamma_[i] * scales_[i * Ls_ + level_of(i, state.begin)];
+      for (std::int64_t j = 0; j < Vp_; ++j) scaled_[i * Vp_ + j] = weight * dout_[i * Vp_ + j];
+    }
+    if (!adjoint) {
+      adjoint = take_matrix();
+      product<T>(K_, V_, n_, qe_, 1, Kp_, scaled_, Vp_, adjoint.get(), Vp_);
+      return adjoint;
+    }
+
+    const T decay = static_cast<T>(std::exp(sums_[n_ - 1]));
+    const double whole = std::exp(state.log_decay + sums_[n_ - 1]);
+    double change = inner(K_, adjoint.get(), S);
+    if constexpr (Rule::kErases) {
+      product<T>(n_, V_, K_, k_, Kp_, 1, adjoint.get(), Vp_, y_, Vp_);
+      product<T>(n_, V_, K_, w_, Kp_, 1, S, Vp_, z_, Vp_);
+      change -= inner(n_, y_, z_);
+      const T minus = static_cast<T>(-whole);
+      transpose<T>(n_, V_, y_, Vp_, vct_, Cp_);
+      product<T>(K_, n_, V_, S, Vp_, 1, vct_, Cp_, dwt_, Cp_, {.alpha = minus, .beta = 1});
+      transpose<T>(n_, V_, z_, Vp_, vct_, Cp_);
+      product<T>(K_, n_, V_, adjoint.get(), Vp_, 1, vct_, Cp_, dkt_, Cp_, {.alpha = minus, .beta = 1});
+    }
+    dend += whole * change;
+    if (adjoint.use_count() > 1) {
+      Matrix<T> copy = take_matrix();
+      std::copy(adjoint.get(), adjoint.get() + K_ * Vp_, copy.get());
+      adjoint = std::move(copy);
+    }
+    // A decay of exactly zero must still clear the adjoint: beta = 0 means that it is not read, which is the same.
+    product<T>(K_, V_, n_, qe_, 1, Kp_, scaled_, Vp_, adjoint.get(), Vp_, {.beta = decay});
+    if constexpr (Rule::kErases)
+      product<T>(K_, V_, n_, w_, 1, Kp_, y_, Vp_, adjoint.get(), Vp_, {.alpha = -decay, .beta = 1});
+    return adjoint;
+  }
+
+  // From P0, the effective queries and mix back to q, k and beta.
+  void backward_rule() {
+    T* dqk = dp_;
+    if constexpr (Rule::kErases) {
+      for (std::int64_t i = 0; i < n_; ++i)
+        for (std::int64_t s = i + 1; s < padded(n_); ++s) qk_[i * Cp_ + s] = T(0);
+      // tg = decay * mix
+      std::fill(column_, column_ + Cp_, T(0));
+      for (std::int64_t i = 0; i < n_; ++i) {
+        for (std::int64_t s = 0; s <= i; ++s) {
+          cc_[s] = dtg_[i * Cp_ + s] * tg_[i * Cp_ + s];
+          column_[s] += cc_[s];
+          dmix_[i * Cp_ + s] = dtg_[i * Cp_ + s] * decay_[i * Cp_ + s];
+        }
+        for (std::int64_t s = i + 1; s < padded(n_); ++s) dmix_[i * Cp_ + s] = T(0);
+        dsums_[i] += sum_of(i + 1, cc_);
+      }
+      for (std::int64_t s = 0; s < n_; ++s) dsums_[s] -= column_[s];
+      // P0 = QK mix
+      dqk = dqk_;
+      transpose<T>(n_, n_, mix_, Cp_, cc_, Cp_);
+      product<T>(n_, n_, n_, dp_, Cp_, 1, cc_, Cp_, dqk, Cp_, {.part = Part::lower_a});
+      product<T>(n_, n_, n_, qk_, 1, Cp_, dp_, Cp_, dmix_, Cp_, {.beta = 1, .part = Part::upper_a});
+      // Qe = Q - QK W
+      transpose<T>(n_, K_, w_, Kp_, wt_, Cp_);
+      product<T>(n_, n_, K_, dqet_, 1, Cp_, wt_, Cp_, dqk, Cp_, {.alpha = -1, .beta = 1});
+      product<T>(K_, n_, n_, dqet_, Cp_, 1, qk_, Cp_, dwt_, Cp_, {.alpha = -1, .beta = 1});
+      // W = mix K
+      product<T>(n_, n_, K_, dwt_, 1, Cp_, kt_, Cp_, dmix_, Cp_, {.beta = 1});
+      product<T>(K_, n_, n_, dwt_, Cp_, 1, mix_, Cp_, dkt_, Cp_, {.beta = 1});
+      // mix from K K^T and beta
+      Rule::mix_backward(Kernel(), n_, Cp_, kk_, beta_, inverse_, dmix_, dkk_, dbeta_, work_);
+      transpose<T>(n_, n_, dkk_, Cp_, cc_, Cp_);
+      for (std::int64_t i = 0; i < n_; ++i)
+        for (std::int64_t s = 0; s < n_; ++s) cc_[i * Cp_ + s] += dkk_[i * Cp_ + s];
+      product<T>(K_, n_, n_, kt_, Cp_, 1, cc_, Cp_, dkt_, Cp_, {.beta = 1});
+      for (std::int64_t i = 0; i < n_; ++i)
+        for (std::int64_t s = i + 1; s < padded(n_); ++s) dqk[i * Cp_ + s] = T(0);
+    }
+    // QK = lower(Q K^T)
+    product<T>(K_, n_, n_, q_, 1, Kp_, dqk, Cp_, dkt_, Cp_, {.beta = 1});
+    transpose<T>(n_, n_, dqk, Cp_, cc_, Cp_);
+    product<T>(K_, n_, n_, kt_, Cp_, 1, cc_, Cp_, dqet_, Cp_, {.beta = 1});
+  }
+
+  // Sum of x * y over (rows, Vp) matrices with zero padding.
+  double inner(std::int64_t rows, const T* x, const T* y) {
+    std::fill(products_, products_ + Vp_, T(0));
+    for (std::int64_t i = 0; i < rows; ++i)
+      for (std::int64_t j = 0; j < Vp_; ++j) products_[j] += x[i * Vp_ + j] * y[i * Vp_ + j];
+    double sum = 0;
+    for (std::int64_t j = 0; j < V_; ++j) sum += products_[j];
+    return sum;
+  }
+
+  // transposed (K, Cp) -> rows of the tensor, or of the target.
+  void store_keys(const Tensor& to, const T* transposed, T* target, bool add) {
+    transpose<T>(K_, n_, transposed, Cp_, rows_, Kp_);
+    if (!target) {
+      store_rows<T>(to, sequence_.batch, sequence_.first + first_, group_, n_, K_, rows_, Kp_);
+      return;
+    }
+    for (std::int64_t i = 0; i < n_; ++i) {
+      T* out = target + (first_ + i) * K_;
+      const T* row = rows_ + i * Kp_;
+      for (std::int64_t a = 0; a < K_; ++a) out[a] = add ? out[a] + row[a] : row[a];
+    }
+  }
+
+  std::vector<Live<T>> import_state(const State* state) {
+    std::vector<Live<T>> live;
+    if (!state) return live;
+    for (const State::Slot& slot : state->slots()) {
+      live.push_back({slot.bit, state->block_begin(slot.bit), slot.log_decay[h_], take_matrix()});
+      import_matrix(slot, T(1), live.back().matrix.get());
+    }
+    return live;
+  }
+
+  std::vector<Adjoint<T>> import_adjoints(const State* state) {
+    std::vector<Adjoint<T>> adjoints;
+    const std::int64_t end = sequence_.position + sequence_.tokens;
+    for (int bit = 62; bit >= 0; --bit)
+      if (end >> bit & 1) adjoints.push_back({bit, nullptr});
+    for (std::size_t i = 0; state && i < adjoints.size(); ++i) {
+      const State::Slot& slot = state->slots()[i];
+      adjoints[i].matrix = take_matrix();
+      import_matrix(slot, static_cast<T>(std::exp(slot.log_decay[h_])), adjoints[i].matrix.get());
+    }
+    return adjoints;
+  }
+
+  void import_matrix(const State::Slot& slot, T decay, T* to) const {
+    const T* from = reinterpret_cast<const T*>(slot.matrix->data()) + h_ * K_ * V_;
+    for (std::int64_t a = 0; a < K_; ++a) {
+      for (std::int64_t j = 0; j < V_; ++j) to[a * Vp_ + j] = decay * from[a * V_ + j];
+      for (std::int64_t j = V_; j < Vp_; ++j) to[a * Vp_ + j] = T(0);
+    }
+  }
+
+  void export_matrix(const T* from, State::Slot& slot) const {
+    T* to = reinterpret_cast<T*>(slot.matrix->data()) + h_ * K_ * V_;
+    for (std::int64_t a = 0; a < K_; ++a)
+      for (std::int64_t j = 0; j < V_; ++j) to[a * V_ + j] = from ? from[a * Vp_ + j] : T(0);
+  }
+
+  void export_state(const std::vector<Live<T>>& live, FinalState& to) const {
+    for (std::size_t i = 0; i < live.size(); ++i) {
+      to.slots[i].log_decay[h_] = live[i].log_decay;
+      if (!to.shared[i]) export_matrix(live[i].matrix.get(), to.slots[i]);
+    }
+  }
+
+  void export_adjoints(const std::vector<Adjoint<T>>& adjoints, FinalState& to) const {
+    for (std::size_t i = 0; i < adjoints.size(); ++i) {
+      to.slots[i].log_decay[h_] = 0;
+      export_matrix(adjoints[i].matrix.get(), to.slots[i]);
+    }
+  }
+
+  const ConstTensor q_in_, k_in_, v_in_, g_in_, beta_in_, scales_in_;
+  const Sequence& sequence_;
+  const std::int64_t h_, group_;
+  const std::int64_t C_, K_, V_, L_;
+  const std::int64_t Ls_;            // level scales that can be read: min(L, kMaxLevels)
+  const std::int64_t Cp_, Kp_, Vp_;  // padded
+
+  // The loaded piece.
+  std::int64_t first_ = 0, n_ = 0;  // tokens [first, first + n) of the sequence
+  std::int64_t position_ = 0;       // of its first token
+  std::vector<double> sums_;        // (n) sum of g up to and including each token
+  std::vector<double> dsums_;       // (n) gradient in sums
+
+  Matrix<T> scratch_;
+  T *q_, *k_, *kt_, *v_;                      // (n, K) (n, K) (K, n) (n, V)
+  T *beta_, *gamma_, *to_end_;                // (n) beta, exp(sums), exp(sum of g after each token)
+  T *qk_, *kk_, *mix_, *inverse_, *tg_;       // (n, n) lower triangles; tg = decay * mix
+  T *p0_, *p_, *decay_;                       // (n, n) P without and with decay and scales
+  T *w_, *qe_;                                // (n, K) erase vectors and effective queries
+  T *ue_, *erased_, *out_;                    // (n, V)
+  T *scales_, *scale_row_;                    // (n, Ls), (n)
+  T *exponent_, *weight_, *found_;            // (n)
+  T *dout_, *doutt_, *vt_, *vct_;             // (n, V) (V, n) (V, n) (V, n)
+  T *dqet_, *dkt_, *dwt_, *qet_, *wt_, *x_;   // (K, n)
+  T *dv_, *due_, *u_, *y_, *z_, *scaled_;     // (n, V)
+  T *dp_, *dqk_, *dtg_, *dmix_, *dkk_, *cc_;  // (n, n)
+  T *work_, *rows_, *dots_, *column_, *dscales_, *dbeta_, *products_;
+};
+
+// One token of one head, from matrices as the State holds them.
+template <class Rule, class T>
+void step_head(const StepArgs& args, const Sizes& s, std::int64_t b, std::int64_t h, std::int64_t position,
+               const std::vector<State::Slot>& slots, std::byte* written) {
+  const std::int64_t K = s.K, V = s.V;
+  const auto at = [&](const auto& x, std::int64_t head) { return b * x.stride[0] + head * x.stride[1]; };
+  const std::int64_t group = h / (s.H / s.G);
+  Matrix<T> scratch = Pool<T>::take(static_cast<std::size_t>(2 * K + 3 * V));
+  T *q = scratch.get(), *k = q + K, *v = k + K, *out = v + V, *found = out + V;
+  for (std::int64_t a = 0; a < K; ++a) {
+    q[a] = log_linear::get<T>(args.q, at(args.q, group) + a);
+    k[a] = log_linear::get<T>(args.k, at(args.k, group) + a);
+  }
+  for (std::int64_t j = 0; j < V; ++j) v[j] = log_linear::get<T>(args.v, at(args.v, h) + j);
+  const double g = log_linear::get<double>(args.g, at(args.g, h));
+  const T beta = Rule::kErases ? log_linear::get<T>(args.beta, at(args.beta, h)) : T(1);
+  const auto scale = [&](std::int64_t l) {
+    return log_linear::get<T>(args.level_scales, at(args.level_scales, h) + std::min(l, s.L - 1));
+  };
+
+  T* fresh = reinterpret_cast<T*>(written) + h * K * V;
+  const T self = scale(0) * dot(K, q, k) * (Rule::kErases ? beta : T(1));
+  for (std::int64_t j = 0; j < V; ++j) out[j] = self * v[j];
+  for (std::int64_t a = 0; a < K; ++a)
+    for (std::int64_t j = 0; j < V; ++j) fresh[a * V + j] = (Rule::kErases ? beta * k[a] : k[a]) * v[j];
+
+  const int carry = std::countr_one(static_cast<std::uint64_t>(position));
+  for (const State::Slot& slot : slots) {
+    T* S = reinterpret_cast<T*>(slot.matrix->data()) + h * K * V;
+    if constexpr (Rule::kErases) {
+      std::fill(found, found + V, T(0));
+      for (std::int64_t a = 0; a < K; ++a)
+        for (std::int64_t j = 0; j < V; ++j) found[j] += k[a] * S[a * V + j];
+      for (std::int64_t a = 0; a < K; ++a)
+        for (std::int64_t j = 0; j < V; ++j) S[a * V + j] -= beta * k[a] * found[j];
+    }
+    const T decay = static_cast<T>(std::exp(slot.log_decay[h] + g));
+    const T weight = decay * scale(slot.bit + 1);
+    std::fill(found, found + V, T(0));
+    for (std::int64_t a = 0; a < K; ++a)
+      for (std::int64_t j = 0; j < V; ++j) found[j] += q[a] * S[a * V + j];
+    for (std::int64_t j = 0; j < V; ++j) out[j] += weight * found[j];
+    if (slot.bit < carry)
+      for (std::int64_t i = 0; i < K * V; ++i) fresh[i] += decay * S[i];
+  }
+  for (std::int64_t j = 0; j < V; ++j) log_linear::put<T>(args.out, at(args.out, h) + j, out[j]);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace loglinear
+HWY_AFTER_NAMESPACE();
+
+#endif

@@ -1,0 +1,92 @@
+// The chunk kernel of log-linear attention, forward and backward, and the step kernel: docs/algorithm.md, "Chunks".
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/log_linear/cpu.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include "base/matrix-inl.h"
+#include "ops/log_linear/chunk-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace loglinear::log_linear::cpu {
+namespace HWY_NAMESPACE {
+
+using loglinear::HWY_NAMESPACE::Head;
+
+void forward(const ForwardArgs& args, const Plan& plan, const Sequence& sequence, std::int64_t h,
+             FinalState* final_state) {
+  with_rule(args.rule, [&]<class Rule>() {
+    if (plan.sizes.state_dtype == DType::f64)
+      Head<Rule, double>(args, plan, sequence, h).forward(args.out, final_state);
+    else
+      Head<Rule, float>(args, plan, sequence, h).forward(args.out, final_state);
+  });
+}
+
+void backward(const BackwardArgs& args, const Plan& plan, const Sequence& sequence, std::int64_t h, const State* dfinal,
+              const BackwardTarget& target, FinalState* dinitial) {
+  with_rule(args.rule, [&]<class Rule>() {
+    if (plan.sizes.state_dtype == DType::f64)
+      Head<Rule, double>(args, plan, sequence, h).backward(args, dfinal, target, dinitial);
+    else
+      Head<Rule, float>(args, plan, sequence, h).backward(args, dfinal, target, dinitial);
+  });
+}
+
+void step(const StepArgs& args, const Sizes& sizes, std::int64_t b, std::int64_t h, std::int64_t position,
+          const std::vector<State::Slot>& slots, std::byte* fresh) {
+  with_rule(args.rule, [&]<class Rule>() {
+    if (sizes.state_dtype == DType::f64)
+      loglinear::HWY_NAMESPACE::step_head<Rule, double>(args, sizes, b, h, position, slots, fresh);
+    else
+      loglinear::HWY_NAMESPACE::step_head<Rule, float>(args, sizes, b, h, position, slots, fresh);
+  });
+}
+
+const char* instruction_set() { return hwy::TargetName(HWY_TARGET); }
+
+}  // namespace HWY_NAMESPACE
+}  // namespace loglinear::log_linear::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace loglinear::log_linear::cpu {
+namespace {
+
+// What a thread keeps of its scratch memory for its next head.
+constexpr std::size_t kKeepBytes = std::size_t{64} << 20;
+
+void trim_scratch() {
+  Pool<float>::trim(kKeepBytes);
+  Pool<double>::trim(kKeepBytes);
+}
+
+}  // namespace
+
+HWY_EXPORT(forward);
+HWY_EXPORT(backward);
+HWY_EXPORT(step);
+HWY_EXPORT(instruction_set);
+
+void forward_head(const ForwardArgs& args, const Plan& plan, const Sequence& sequence, std::int64_t h,
+                  FinalState* final_state) {
+  HWY_DYNAMIC_DISPATCH(forward)(args, plan, sequence, h, final_state);
+  trim_scratch();
+}
+
+void backward_head(const BackwardArgs& args, const Plan& plan, const Sequence& sequence, std::int64_t h,
+                   const State* dfinal, const BackwardTarget& target, FinalState* dinitial) {
+  HWY_DYNAMIC_DISPATCH(backward)(args, plan, sequence, h, dfinal, target, dinitial);
+  trim_scratch();
+}
+
+void step_head(const StepArgs& args, const Sizes& sizes, std::int64_t b, std::int64_t h, std::int64_t position,
+               const std::vector<State::Slot>& slots, std::byte* fresh) {
+  HWY_DYNAMIC_DISPATCH(step)(args, sizes, b, h, position, slots, fresh);
+}
+
+const char* instruction_set() { return HWY_DYNAMIC_DISPATCH(instruction_set)(); }
+
+}  // namespace loglinear::log_linear::cpu
+#endif
