@@ -14,7 +14,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::int64_t kMaxSize = 1 << 24, kMaxLayers = 1 << 16, kMaxLevels = 64, kMaxConv = 16;
+constexpr std::int64_t kMaxSize = 1 << 24, kMaxLayers = 1 << 13, kMaxLevels = 64, kMaxConv = 16;
 constexpr std::int64_t kMaxParameters = std::int64_t{1} << 50;
 
 // What the fields are called where the config came from, for messages.

@@ -1,5 +1,6 @@
 #include "nn/parameters.hpp"
 
+#define XXH_INLINE_ALL  // one name at a time: header only
 #include <xxhash.h>
 
 #include <algorithm>
