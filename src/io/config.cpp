@@ -60,7 +60,7 @@ class Builder : public nlohmann::json_sax<json> {
   bool end_array() override { return stack_.pop_back(), true; }
   bool key(std::string& value) override {
     if (stack_.back()->contains(value))
-      refuse(static_cast<std::size_t>(furthest_ - text_.data()), "key " + in_quotes(value) + " given twice");
+      refuse(static_cast<std::size_t>(furthest_ - text_.data()), fmt::format("key {} given twice", in_quotes(value)));
     key_ = std::move(value);
     return true;
   }
@@ -95,7 +95,7 @@ class Builder : public nlohmann::json_sax<json> {
     const std::string_view before = text_.substr(0, std::min(position > 0 ? position - 1 : 0, text_.size()));
     const auto lines = std::count(before.begin(), before.end(), '\n');
     const std::size_t begin = before.rfind('\n');
-    fail("config", "{}:{}:{}: {}", source_, first_line_ + lines,
+    fail("json", "{}:{}:{}: {}", source_, first_line_ + lines,
          before.size() - (begin == before.npos ? 0 : begin + 1) + 1, message);
   }
 
@@ -161,7 +161,7 @@ std::size_t distance(std::string_view a, std::string_view b) {
 
 std::string suggestion(std::string_view name, std::span<const std::string> known) {
   const std::string nearest = nearest_name(name, known);
-  return nearest.empty() ? "" : " (did you mean " + in_quotes(nearest) + "?)";
+  return nearest.empty() ? "" : fmt::format(" (did you mean {}?)", in_quotes(nearest));
 }
 
 }  // namespace
