@@ -200,6 +200,37 @@ struct Model<T>::Impl {
     for (std::int64_t n = 0; n < N; ++n) sum += losses[n];
     return sum;
   }
+
+  // Takes tokens into the state, a part at a time: each(pass, h, begin) sees the last hidden states h (pass.tokens, D)
+  // of the part that begins at tokens[begin].
+  template <class Each>
+  void advance(const char* where, DecodeState& given, std::span<const std::int32_t> tokens, int threads,
+               const Each& each) {
+    auto* state = dynamic_cast<DecodeStateOf<T>*>(given.impl.get());
+    if (!state || *state->config != *config) fail(where, "the state was made by another model");
+    check_tokens(where, tokens, config->vocab_size, 0);
+    for (std::size_t begin = 0; begin < tokens.size(); begin += kReadTokens) {
+      const ArenaScope keep_scope(keep), scratch_scope(scratch);
+      const auto part = tokens.subspan(begin, std::min<std::size_t>(tokens.size() - begin, kReadTokens));
+      const std::int64_t N = static_cast<std::int64_t>(part.size()), cu_seqlens[] = {0, N};
+      Pass<T> pass;
+      pass.tokens = N;
+      pass.cu_seqlens = cu_seqlens;
+      pass.position = state->position;
+      pass.keep = &keep;
+      pass.scratch = &scratch;
+      pass.threads = threads;
+      T* h = embed(pass, part);
+      for (std::size_t i = 0; i < blocks.size(); ++i) {
+        const ArenaScope scope(keep);
+        pass.state = &state->layers[i];
+        const T* out = blocks[i].forward(pass, h);
+        std::memcpy(h, out, static_cast<std::size_t>(N * config->hidden_size) * sizeof(T));
+      }
+      state->position += N;
+      each(pass, h, static_cast<std::int64_t>(begin));
+    }
+  }
 };
 
 template <class T>
@@ -287,40 +318,35 @@ DecodeState Model<T>::load_state(const std::vector<StateTensor>& tensors) const 
 }
 
 template <class T>
-void Model<T>::read(DecodeState& given, std::span<const std::int32_t> tokens, std::span<T> logits) {
+void Model<T>::read(DecodeState& state, std::span<const std::int32_t> tokens, std::span<T> logits) {
   Impl& m = *impl_;
-  auto* state = dynamic_cast<DecodeStateOf<T>*>(given.impl.get());
-  if (!state || *state->config != *m.config) fail("model.read", "the state was made by another model");
   if (tokens.empty()) fail("model.read", "got no tokens");
   if (static_cast<std::int64_t>(logits.size()) != m.config->vocab_size)
     fail("model.read", "logits: got {}, need {}", logits.size(), m.config->vocab_size);
-  check_tokens("model.read", tokens, m.config->vocab_size, 0);
-
-  const std::int64_t D = m.config->hidden_size;
-  while (!tokens.empty()) {
-    const ArenaScope keep_scope(m.keep), scratch_scope(m.scratch);
-    const auto part = tokens.first(std::min<std::size_t>(tokens.size(), kReadTokens));
-    tokens = tokens.subspan(part.size());
-    const std::int64_t N = static_cast<std::int64_t>(part.size()), cu_seqlens[] = {0, N};
-    Pass<T> pass;
-    pass.tokens = N;
-    pass.cu_seqlens = cu_seqlens;
-    pass.position = state->position;
-    pass.keep = &m.keep;
-    pass.scratch = &m.scratch;
-    pass.threads = threads;
-    T* h = m.embed(pass, part);
-    for (std::size_t i = 0; i < m.blocks.size(); ++i) {
-      const ArenaScope scope(m.keep);
-      pass.state = &state->layers[i];
-      std::memcpy(h, m.blocks[i].forward(pass, h), static_cast<std::size_t>(N * D) * sizeof(T));
-    }
-    state->position += N;
-    if (!tokens.empty()) continue;
+  const std::int64_t last = static_cast<std::int64_t>(tokens.size()) - 1, D = m.config->hidden_size;
+  m.advance("model.read", state, tokens, threads, [&](const Pass<T>& pass, const T* h, std::int64_t begin) {
+    if (begin + pass.tokens <= last) return;
     T* normed = m.scratch.template take<T>(D);
-    m.final_norm.forward(1, h + (N - 1) * D, normed, threads);
+    m.final_norm.forward(1, h + (last - begin) * D, normed, threads);
     m.head.forward(1, normed, T{0}, logits.data(), threads);
-  }
+  });
+}
+
+template <class T>
+double Model<T>::score(DecodeState& state, std::span<const std::int32_t> tokens, std::span<const std::int32_t> targets,
+                       std::span<float> losses) {
+  if (targets.size() != tokens.size())
+    fail("model.score", "got {} tokens and {} targets", tokens.size(), targets.size());
+  if (!losses.empty() && losses.size() != tokens.size())
+    fail("model.score", "losses: got {}, need none or {}", losses.size(), tokens.size());
+  check_tokens("model.score targets", targets, impl_->config->vocab_size, -1);
+  double sum = 0;
+  impl_->advance("model.score", state, tokens, threads, [&](const Pass<T>& pass, const T* h, std::int64_t begin) {
+    double* part = pass.keep->template take<double>(pass.tokens);
+    sum += impl_->loss(pass, h, targets.subspan(begin, pass.tokens), T{0}, nullptr, part);
+    for (std::int64_t n = 0; n < pass.tokens && !losses.empty(); ++n) losses[begin + n] = static_cast<float>(part[n]);
+  });
+  return sum;
 }
 
 template class Model<float>;

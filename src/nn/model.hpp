@@ -138,6 +138,10 @@ class Model {
   // out of range or a state of a model with another config.
   DecodeState new_state() const;
   void read(DecodeState& state, std::span<const std::int32_t> tokens, std::span<T> logits);
+  // read(), but for the loss of every target instead of the last logits: loss() without backward of one sequence that
+  // continues the state, in memory that does not grow with the number of tokens.
+  double score(DecodeState& state, std::span<const std::int32_t> tokens, std::span<const std::int32_t> targets,
+               std::span<float> losses = {});
   // Restores what DecodeState::save gave. Throws Error when a tensor is missing or has the wrong shape for this model.
   DecodeState load_state(const std::vector<StateTensor>& tensors) const;
 
