@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <sys/file.h>
 #include <unistd.h>
+#define XXH_INLINE_ALL  // header only
 #include <xxhash.h>
 
 #include "base/error.hpp"

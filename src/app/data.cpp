@@ -4,6 +4,7 @@
 #include <cstring>
 #include <numeric>
 
+#define XXH_INLINE_ALL  // header only
 #include <xxhash.h>
 
 #include "base/error.hpp"

@@ -23,7 +23,28 @@ Evaluation evaluate(nn::Model<float>& model, const Text& text, const EvaluationO
   std::vector<EvaluationBin> bins(64);
   std::vector<float> losses;
   Batch batch;
+  const auto count = [&](std::int64_t position, std::size_t t) {
+    if (batch.targets[t] < 0) return;
+    EvaluationBin& bin = bins[std::bit_width(static_cast<std::uint64_t>(position))];
+    ++bin.bytes;
+    bin.bits += losses[t] / std::numbers::ln2;
+  };
   for (std::size_t i = 0; i < pieces.size();) {
+    if (pieces[i].length > options.batch_tokens) {
+      // Too long for one pass: a part at a time, from state to state.
+      nn::DecodeState state = model.new_state();
+      const Piece whole = pieces[i++];
+      for (std::int64_t begin = 0; begin < whole.length; begin += options.batch_tokens) {
+        batch.clear();
+        batch.add(text, {whole.begin + begin, std::min(options.batch_tokens, whole.length - begin)}, false);
+        losses.assign(batch.tokens.size(), 0.0f);
+        model.score(state, batch.tokens, batch.targets, losses);
+        for (std::size_t t = 0; t < losses.size(); ++t) count(begin + static_cast<std::int64_t>(t), t);
+        result.bytes += batch.scored;
+        if (options.progress) options.progress(result.bytes);
+      }
+      continue;
+    }
     batch.clear();
     do {
       batch.add(text, pieces[i++], false);
@@ -32,12 +53,8 @@ Evaluation evaluate(nn::Model<float>& model, const Text& text, const EvaluationO
     losses.assign(batch.tokens.size(), 0.0f);
     model.loss(batch.tokens, batch.targets, batch.cu_seqlens, false, 1.0, losses);
     for (std::size_t n = 0; n + 1 < batch.cu_seqlens.size(); ++n)
-      for (std::int64_t t = batch.cu_seqlens[n]; t < batch.cu_seqlens[n + 1]; ++t) {
-        if (batch.targets[t] < 0) continue;
-        EvaluationBin& bin = bins[std::bit_width(static_cast<std::uint64_t>(t - batch.cu_seqlens[n]))];
-        ++bin.bytes;
-        bin.bits += losses[t] / std::numbers::ln2;
-      }
+      for (std::int64_t t = batch.cu_seqlens[n]; t < batch.cu_seqlens[n + 1]; ++t)
+        count(t - batch.cu_seqlens[n], static_cast<std::size_t>(t));
     result.bytes += batch.scored;
     if (options.progress) options.progress(result.bytes);
   }

@@ -26,8 +26,9 @@ struct Evaluation {
 };
 
 struct EvaluationOptions {
-  std::int64_t seq_len = 0;           // documents are cut into sequences of this many tokens; 0: whole documents
-  std::int64_t batch_tokens = 16384;  // short sequences are packed together up to this many tokens
+  std::int64_t seq_len = 0;  // documents are cut into sequences of this many tokens; 0: whole documents
+  // Tokens of one pass, >= 1: shorter sequences are packed together, longer ones read in parts from state to state.
+  std::int64_t batch_tokens = 16384;
   // Called now and then with the bytes done so far.
   std::function<void(std::int64_t done)> progress;
 };

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#define XXH_INLINE_ALL  // header only
 #include <xxhash.h>
 
 #include "app/data.hpp"

@@ -363,6 +363,12 @@ TEST_F(Train, EvaluationScoresEveryByteOnce) {
     }
   }
   EXPECT_NEAR(whole.bits, expected, 1e-4 * expected);
+  // A document longer than a pass is read from state to state.
+  const Evaluation parts = evaluate(*model, text, {.seq_len = 0, .batch_tokens = 50, .progress = {}});
+  EXPECT_EQ(parts.bytes, 306);
+  EXPECT_NEAR(parts.bits, whole.bits, 1e-5 * whole.bits);
+  ASSERT_EQ(parts.bins.size(), whole.bins.size());
+  for (std::size_t j = 0; j < parts.bins.size(); ++j) EXPECT_EQ(parts.bins[j].bytes, whole.bins[j].bytes);
   // In pieces: fewer bytes of context, as many bytes scored.
   const Evaluation pieces = evaluate(*model, text, {.seq_len = 16, .batch_tokens = 64, .progress = {}});
   EXPECT_EQ(pieces.bytes, 306);
