@@ -43,6 +43,17 @@ State state_of(Rule rule, const Sizes& s, std::int64_t position, cpu::FinalState
   return state;
 }
 
+// Threads worth waking for so many multiply-adds: below some ten microseconds of work one is faster.
+int threads_for(int threads, double multiply_adds) { return multiply_adds < 3e5 ? 1 : threads; }
+
+// Multiply-adds of a call, roughly: enough to choose threads by.
+double work_of(const Plan& plan) {
+  const Sizes& s = plan.sizes;
+  double tokens = 0;
+  for (const Sequence& sequence : plan.sequences) tokens += static_cast<double>(sequence.tokens);
+  return tokens * static_cast<double>(s.H) * static_cast<double>(4 * s.K * s.V + plan.chunk * (s.K + s.V) / 2);
+}
+
 // dq and dk of every group and token: the sums of their ranges, in order.
 template <class T>
 void sum_ranges(const BackwardArgs& args, const Plan& plan, std::int64_t ranges, std::int64_t tokens,
@@ -50,18 +61,20 @@ void sum_ranges(const BackwardArgs& args, const Plan& plan, std::int64_t ranges,
   const Sizes& s = plan.sizes;
   std::int64_t row = 0;
   for (const Sequence& sequence : plan.sequences) {
-    parallel_for(sequence.tokens, args.threads, [&](std::int64_t t) {
-      std::vector<T> sum(s.K);
-      for (std::int64_t group = 0; group < s.G; ++group) {
-        std::fill(sum.begin(), sum.end(), T(0));
-        for (std::int64_t range = 0; range < ranges; ++range) {
-          const T* part = reinterpret_cast<const T*>(from) + ((group * ranges + range) * tokens + row + t) * s.K;
-          for (std::int64_t a = 0; a < s.K; ++a) sum[a] += part[a];
-        }
-        const std::int64_t at = offset(to, sequence.batch, sequence.first + t, group);
-        for (std::int64_t a = 0; a < s.K; ++a) put<T>(to, at + a, sum[a]);
-      }
-    });
+    parallel_for(sequence.tokens, threads_for(args.threads, static_cast<double>(sequence.tokens * s.G * s.K * ranges)),
+                 [&](std::int64_t t) {
+                   std::vector<T> sum(s.K);
+                   for (std::int64_t group = 0; group < s.G; ++group) {
+                     std::fill(sum.begin(), sum.end(), T(0));
+                     for (std::int64_t range = 0; range < ranges; ++range) {
+                       const T* part =
+                           reinterpret_cast<const T*>(from) + ((group * ranges + range) * tokens + row + t) * s.K;
+                       for (std::int64_t a = 0; a < s.K; ++a) sum[a] += part[a];
+                     }
+                     const std::int64_t at = offset(to, sequence.batch, sequence.first + t, group);
+                     for (std::int64_t a = 0; a < s.K; ++a) put<T>(to, at + a, sum[a]);
+                   }
+                 });
     row += sequence.tokens;
   }
 }
@@ -77,7 +90,7 @@ void forward(const ForwardArgs& args) {
   if (!args.final_state.empty())
     for (const Sequence& sequence : plan.sequences)
       finals.push_back(slots_for(s, sequence.position + sequence.tokens, &sequence, args.rule));
-  parallel_for(N * s.H, args.threads, [&](std::int64_t i) {
+  parallel_for(N * s.H, threads_for(args.threads, work_of(plan)), [&](std::int64_t i) {
     const std::int64_t n = i / s.H;
     cpu::forward_head(args, plan, plan.sequences[n], i % s.H, finals.empty() ? nullptr : &finals[n]);
   });
@@ -110,7 +123,7 @@ void backward(const BackwardArgs& args) {
   }
   const std::int64_t buffer_size = direct ? 0 : tokens * s.K;
   std::vector<std::byte> dq(s.G * ranges * buffer_size * element), dk(dq.size());
-  parallel_for(N * s.G * ranges, args.threads, [&](std::int64_t i) {
+  parallel_for(N * s.G * ranges, threads_for(args.threads, 3 * work_of(plan)), [&](std::int64_t i) {
     const std::int64_t n = i / (s.G * ranges), group = i / ranges % s.G, range = i % ranges;
     const std::int64_t first = group * heads + range * per_range,
                        last = std::min(first + per_range, (group + 1) * heads);
@@ -149,7 +162,9 @@ void step(const StepArgs& args) {
         slots[b].back().matrix = std::make_shared<std::vector<std::byte>>(*slot.matrix);
     }
   }
-  parallel_for(s.B * s.H, args.threads, [&](std::int64_t i) {
+  double work = 0;
+  for (const auto& live : slots) work += static_cast<double>((live.size() + 1) * s.H * s.K * s.V);
+  parallel_for(s.B * s.H, threads_for(args.threads, work), [&](std::int64_t i) {
     const std::int64_t b = i / s.H;
     cpu::step_head(args, s, b, i % s.H, args.states[b].position(), slots[b], fresh[b]->data());
   });
