@@ -1,0 +1,303 @@
+#include <gtest/gtest.h>
+#include <rapidcheck/gtest.h>
+
+#include "loglinear/softmax_attention.hpp"
+#include "op_testing.hpp"
+
+namespace loglinear::testing {
+namespace {
+
+using Sequences = std::vector<AttentionSequence>;
+
+Sequences packed(const std::vector<std::int64_t>& lengths) {
+  Sequences sequences;
+  std::int64_t at = 0;
+  for (std::int64_t n : lengths) sequences.push_back({at, n, at, n}), at += n;
+  return sequences;
+}
+
+AttentionShape shape_of(std::int64_t H, std::int64_t G, std::int64_t K, std::int64_t V, std::int64_t window = 0,
+                        double scale = 0) {
+  AttentionShape shape;
+  shape.heads = H, shape.kv_heads = G, shape.key_width = K, shape.value_width = V, shape.window = window;
+  shape.scale = scale;
+  return shape;
+}
+
+template <class T>
+struct Problem {
+  Sequences sequences;
+  AttentionShape shape;
+  std::int64_t q_rows = 0, k_rows = 0;
+  Grid<T> q, k, v, dout;
+
+  Problem(Sequences sequences_, AttentionShape shape_, std::int64_t padding = 0)
+      : sequences(std::move(sequences_)), shape(shape_) {
+    for (const auto& s : sequences) {
+      q_rows = std::max(q_rows, s.q_begin + s.q_count);
+      k_rows = std::max(k_rows, s.k_begin + s.k_count);
+    }
+    q = Grid<T>(q_rows, shape.heads * shape.key_width, padding);
+    k = Grid<T>(k_rows, shape.kv_heads * shape.key_width, padding + 1);
+    v = Grid<T>(k_rows, shape.kv_heads * shape.value_width, padding);
+    dout = Grid<T>(q_rows, shape.heads * shape.value_width, padding);
+    Random random(19, static_cast<std::uint64_t>(q_rows));
+    q.fill(random, -2, 2), k.fill(random, -2, 2), v.fill(random), dout.fill(random);
+  }
+  struct Output {
+    Grid<T> out, log_sums;
+  };
+  Output forward(int threads = 0) const {
+    Output o{Grid<T>(q_rows, shape.heads * shape.value_width, 2), Grid<T>(q_rows, shape.heads)};
+    softmax_attention_forward<T>(sequences, shape, q.ptr(), q.stride, k.ptr(), k.stride, v.ptr(), v.stride, o.out.ptr(),
+                                 o.out.stride, o.log_sums.ptr(), threads);
+    return o;
+  }
+  struct Gradients {
+    Grid<T> dq, dk, dv;
+  };
+  Gradients backward(int threads = 0) const {
+    const Output o = forward(threads);
+    Gradients g{Grid<T>(q_rows, q.width, 1), Grid<T>(k_rows, k.width, 2), Grid<T>(k_rows, v.width, 3)};
+    softmax_attention_backward<T>(sequences, shape, q.ptr(), q.stride, k.ptr(), k.stride, v.ptr(), v.stride,
+                                  o.out.ptr(), o.out.stride, o.log_sums.ptr(), dout.ptr(), dout.stride, g.dq.ptr(),
+                                  g.dq.stride, g.dk.ptr(), g.dk.stride, g.dv.ptr(), g.dv.stride, threads);
+    return g;
+  }
+  Grid<double> definition() const {
+    const auto [H, G, K, V, given, window] = shape;
+    const double scale = given > 0 ? given : 1 / std::sqrt(static_cast<double>(K));
+    Grid<double> out(q_rows, H * V);
+    for (const auto& s : sequences)
+      for (std::int64_t i = 0; i < s.q_count; ++i)
+        for (std::int64_t h = 0; h < H; ++h) {
+          const std::int64_t position = s.k_count - s.q_count + i, group = h / (H / G), n = s.q_begin + i;
+          const std::int64_t oldest = window > 0 ? std::max<std::int64_t>(0, position - window + 1) : 0;
+          std::vector<double> weights;
+          double sum = 0;
+          for (std::int64_t t = oldest; t <= position; ++t) {
+            double score = 0;
+            for (std::int64_t c = 0; c < K; ++c)
+              score += static_cast<double>(q(n, h * K + c)) * k(s.k_begin + t, group * K + c);
+            weights.push_back(std::exp(scale * score));
+            sum += weights.back();
+          }
+          for (std::int64_t c = 0; c < V; ++c) {
+            double value = 0;
+            for (std::int64_t t = oldest; t <= position; ++t)
+              value += weights[static_cast<std::size_t>(t - oldest)] / sum * v(s.k_begin + t, group * V + c);
+            out(n, h * V + c) = value;
+          }
+        }
+    return out;
+  }
+};
+
+template <class T>
+class SoftmaxAttention : public ::testing::Test {};
+TYPED_TEST_SUITE(SoftmaxAttention, Floats);
+
+TYPED_TEST(SoftmaxAttention, definition) {
+  using T = TypeParam;
+  for (std::int64_t window : {0, 1, 3, 64, 100, 1000})
+    for (const Sequences& sequences :
+         {Sequences{}, packed({0}), packed({1}), packed({63, 64, 0, 65}), packed({2, 129, 200})}) {
+      const Problem<T> p(sequences, shape_of(4, 2, 7, 5, window), 3);
+      expect_close(p.forward().out, p.definition(), 8 * kBound<T>, "out");
+    }
+  for (const AttentionShape& shape : {shape_of(1, 1, 1, 1), shape_of(6, 1, 16, 33), shape_of(3, 3, 32, 8, 0, 0.5)}) {
+    const Problem<T> p(packed({150, 3}), shape);
+    expect_close(p.forward().out, p.definition(), 8 * kBound<T>, "out");
+  }
+}
+
+// Queries at the end of longer key sequences that lie anywhere in the cache.
+TYPED_TEST(SoftmaxAttention, cache) {
+  using T = TypeParam;
+  for (std::int64_t window : {0, 5, 70}) {
+    const Problem<T> p({{0, 1, 300, 200}, {1, 5, 0, 5}, {6, 0, 5, 0}, {6, 140, 5, 290}}, shape_of(4, 2, 8, 6, window));
+    expect_close(p.forward().out, p.definition(), 8 * kBound<T>, "out");
+  }
+}
+
+TYPED_TEST(SoftmaxAttention, log_sums_and_large_scores) {
+  using T = TypeParam;
+  Problem<T> p(packed({90}), shape_of(1, 1, 4, 3, 0, 1.0));
+  for (std::int64_t n = 0; n < 90; ++n)
+    for (std::int64_t c = 0; c < 4; ++c) p.q(n, c) *= 30, p.k(n, c) *= 30;
+  const auto o = p.forward();
+  for (std::int64_t n = 0; n < 90; ++n) {
+    std::vector<double> scores;
+    for (std::int64_t t = 0; t <= n; ++t) {
+      double score = 0;
+      for (std::int64_t c = 0; c < 4; ++c) score += static_cast<double>(p.q(n, c)) * p.k(t, c);
+      scores.push_back(score);
+    }
+    const double largest = *std::max_element(scores.begin(), scores.end());
+    double sum = 0;
+    for (double s : scores) sum += std::exp(s - largest);
+    EXPECT_LE(std::abs(o.log_sums(n, 0) - (largest + std::log(sum))), kBound<T> * (1 + std::abs(largest)));
+    for (std::int64_t c = 0; c < 3; ++c) EXPECT_LE(std::abs(o.out(n, c)), 1.001);
+  }
+}
+
+TEST(SoftmaxAttention, gradients) {
+  for (std::int64_t window : {0, 7, 90}) {
+    Problem<double> p(packed({1, 0, 150, 66}), shape_of(4, 2, 5, 3, window), 2);
+    const auto [dq, dk, dv] = p.backward();
+    const auto loss = [&] { return weighted_sum(p.dout, p.forward().out); };
+    expect_gradient(p.q, dq, loss, "dq", 1e-6, 40);
+    expect_gradient(p.k, dk, loss, "dk", 1e-6, 40);
+    expect_gradient(p.v, dv, loss, "dv", 1e-6, 40);
+    EXPECT_TRUE(dq.padding_untouched() && dk.padding_untouched() && dv.padding_untouched());
+  }
+  Problem<double> cached({{0, 3, 0, 80}, {3, 140, 80, 150}}, shape_of(2, 1, 4, 4));
+  const auto [dq, dk, dv] = cached.backward();
+  const auto loss = [&] { return weighted_sum(cached.dout, cached.forward().out); };
+  expect_gradient(cached.q, dq, loss, "dq", 1e-6, 40);
+  expect_gradient(cached.k, dk, loss, "dk", 1e-6, 40);
+  expect_gradient(cached.v, dv, loss, "dv", 1e-6, 40);
+}
+
+TYPED_TEST(SoftmaxAttention, float_gradients_follow_double) {
+  using T = TypeParam;
+  const Problem<T> p(packed({200, 77}), shape_of(4, 2, 16, 16, 100));
+  const Problem<double> exact(packed({200, 77}), shape_of(4, 2, 16, 16, 100));
+  const auto got = p.backward();
+  const auto want = exact.backward();
+  expect_close(got.dq, want.dq, 30 * kBound<T>, "dq");
+  expect_close(got.dk, want.dk, 30 * kBound<T>, "dk");
+  expect_close(got.dv, want.dv, 30 * kBound<T>, "dv");
+}
+
+// The same sequence, cut into two reads against its cache at every length, and alone or packed: the same bits.
+TYPED_TEST(SoftmaxAttention, pieces_and_packing_give_the_same_bits) {
+  using T = TypeParam;
+  for (std::int64_t window : {0, 20, 80}) {
+    Problem<T> p(packed({135}), shape_of(2, 1, 9, 18, window));
+    const Grid<T> whole = p.forward().out;
+    for (std::int64_t cut = 0; cut <= 135; ++cut) {
+      Grid<T> out(135, whole.width, 2);
+      for (const auto& [begin, end] : {std::pair<std::int64_t, std::int64_t>{0, cut}, {cut, 135}}) {
+        const Sequences piece = {{0, end - begin, 0, end}};
+        softmax_attention_forward<T>(piece, p.shape, p.q.ptr() + begin * p.q.stride, p.q.stride, p.k.ptr(), p.k.stride,
+                                     p.v.ptr(), p.v.stride, out.ptr() + begin * out.stride, out.stride, nullptr);
+      }
+      for (std::int64_t n = 0; n < 135; ++n) ASSERT_TRUE(same_row_bits(out, whole, n)) << cut << ", " << n;
+    }
+    const auto alone = p.backward();
+    Problem<T> both(packed({70, 135}), p.shape);
+    for (std::int64_t n = 0; n < 135; ++n) {
+      for (std::int64_t c = 0; c < p.q.width; ++c) both.q(70 + n, c) = p.q(n, c);
+      for (std::int64_t c = 0; c < p.k.width; ++c) both.k(70 + n, c) = p.k(n, c);
+      for (std::int64_t c = 0; c < p.v.width; ++c) both.v(70 + n, c) = p.v(n, c);
+      for (std::int64_t c = 0; c < p.dout.width; ++c) both.dout(70 + n, c) = p.dout(n, c);
+    }
+    const auto together = both.backward();
+    for (std::int64_t n = 0; n < 135; ++n) {
+      for (std::int64_t c = 0; c < p.q.width; ++c) EXPECT_EQ(together.dq(70 + n, c), alone.dq(n, c));
+      for (std::int64_t c = 0; c < p.k.width; ++c) EXPECT_EQ(together.dk(70 + n, c), alone.dk(n, c));
+      for (std::int64_t c = 0; c < p.v.width; ++c) EXPECT_EQ(together.dv(70 + n, c), alone.dv(n, c));
+    }
+  }
+}
+
+TYPED_TEST(SoftmaxAttention, same_bits_for_any_number_of_threads) {
+  const Problem<TypeParam> p(packed({300, 40, 170}), shape_of(4, 2, 16, 8));
+  expect_same_for_threads([&](int threads) {
+    auto o = p.forward(threads);
+    auto g = p.backward(threads);
+    return std::vector{o.out.data, o.log_sums.data, g.dq.data, g.dk.data, g.dv.data};
+  });
+}
+
+// A NaN at token t reaches tokens from t on, of its sequence and (through k and v) its group; nothing else moves a bit.
+TYPED_TEST(SoftmaxAttention, nan_is_causal) {
+  using T = TypeParam;
+  const std::int64_t K = 6, V = 5, at = 90;
+  for (int where = 0; where < 3; ++where) {
+    Problem<T> p(packed({150, 80}), shape_of(4, 2, K, V));
+    const auto clean = p.forward();
+    const auto clean_gradients = p.backward();
+    (where == 0 ? p.q(at, 2 * K) : where == 1 ? p.k(at, K) : p.v(at, V)) = std::numeric_limits<T>::quiet_NaN();
+    const auto dirty = p.forward();
+    for (std::int64_t n = 0; n < 230; ++n)
+      for (std::int64_t c = 0; c < 4 * V; ++c) {
+        // Head 2 reads q, heads 2 and 3 read group 1.
+        const std::int64_t h = c / V;
+        const bool reached = where == 0   ? n == at && h == 2
+                             : where == 1 ? n >= at && n < 150 && h >= 2
+                                          : n >= at && n < 150 && h >= 2 && c % V == 0;
+        if (reached)
+          ASSERT_TRUE(std::isnan(dirty.out(n, c))) << where << ": " << n << ", " << c;
+        else
+          ASSERT_EQ(dirty.out(n, c), clean.out(n, c)) << where << ": " << n << ", " << c;
+      }
+    const auto gradients = p.backward();
+    for (std::int64_t n = 0; n < 230; ++n) {
+      // The other sequence, the other group, and queries before the NaN.
+      for (std::int64_t c = 0; c < 4 * K; ++c)
+        if (n >= 150 || c < 2 * K || n < at) {
+          ASSERT_EQ(gradients.dq(n, c), clean_gradients.dq(n, c));
+        }
+      for (std::int64_t c = 0; c < 2 * K; ++c)
+        if (n >= 150 || c < K || (where == 0 && n > at)) {
+          ASSERT_EQ(gradients.dk(n, c), clean_gradients.dk(n, c));
+        }
+      for (std::int64_t c = 0; c < 2 * V; ++c)
+        if (n >= 150 || c < V || (where == 0 && n > at)) {
+          ASSERT_EQ(gradients.dv(n, c), clean_gradients.dv(n, c));
+        }
+    }
+  }
+}
+
+RC_GTEST_PROP(SoftmaxAttentionProperty, random_shapes, ()) {
+  const auto small = [](std::int64_t low, std::int64_t high) { return *rc::gen::inRange<std::int64_t>(low, high); };
+  const std::int64_t G = small(1, 4);
+  Sequences sequences;
+  std::int64_t q_at = 0, k_at = 0;
+  for (std::int64_t i = small(0, 4); i > 0; --i) {
+    const std::int64_t n = small(0, 150), extra = small(0, 100);
+    q_at += small(0, 3), k_at += small(0, 3);
+    sequences.push_back({q_at, n, k_at, n + extra});
+    q_at += n, k_at += n + extra;
+  }
+  const Problem<double> p(sequences, shape_of(G * small(1, 4), G, small(1, 20), small(1, 20), small(0, 120)));
+  const Grid<double> out = p.forward().out, want = p.definition();
+  // Rows between sequences stay as they were: NaN.
+  for (const auto& s : sequences)
+    for (std::int64_t n = s.q_begin; n < s.q_begin + s.q_count; ++n)
+      for (std::int64_t c = 0; c < out.width; ++c) RC_ASSERT(std::abs(out(n, c) - want(n, c)) <= 1e-12);
+  for (std::int64_t n = 0; n < out.rows; ++n)
+    if (std::isnan(want(n, 0))) RC_ASSERT(std::isnan(out(n, 0)));
+}
+
+TEST(SoftmaxAttention, errors) {
+  std::vector<float> x(256);
+  float* d = x.data();
+  const auto call = [&](const Sequences& sequences, const AttentionShape& shape, std::int64_t stride) {
+    return [=] { softmax_attention_forward<float>(sequences, shape, d, 8, d, stride, d, 8, d, 8, nullptr); };
+  };
+  const Sequences one = packed({3});
+  expect_error(call(one, shape_of(0, 1, 4, 4), 8), "at least 1");
+  expect_error(call(one, shape_of(3, 2, 4, 4), 8), "divide");
+  expect_error(call(one, shape_of(2, 1, 4, 4, -1), 8), "window");
+  expect_error(call(one, shape_of(2, 1, 4, 4, 0, -1), 8), "scale");
+  expect_error(call(one, shape_of(2, 1, 4, 4), 3), "k: row stride 3");
+  expect_error(call({{0, 4, 0, 3}}, shape_of(2, 1, 4, 4), 8), "3 keys for 4 queries");
+  expect_error(call({{-1, 4, 0, 4}}, shape_of(2, 1, 4, 4), 8), "out of range");
+  expect_error(call({{0, 4, 0, 4}, {3, 1, 4, 4}}, shape_of(2, 1, 4, 4), 8), "overlap");
+  expect_error([&] { softmax_attention_forward<float>(one, shape_of(2, 1, 4, 4), nullptr, 8, d, 8, d, 8, d, 8, d); },
+               "q is null");
+  expect_error(
+      [&] {
+        const Sequences shared = {{0, 1, 0, 2}, {1, 1, 1, 2}};
+        softmax_attention_backward<float>(shared, shape_of(2, 1, 4, 4), d, 8, d, 8, d, 8, d, 8, d, d, 8, d, 8, d, 8, d,
+                                          8);
+      },
+      "keys overlap");
+}
+
+}  // namespace
+}  // namespace loglinear::testing
