@@ -1,5 +1,5 @@
-# One program a file bench*.cpp, build/bench/bench_<operator>; all of them: the target bench. Not part of all. A benchmark
-# whose name holds "smoke" is small: ./run test runs those, so that benchmarks do not rot.
+# One program a file bench*.cpp, build/bench/bench_<operator>; all of them: the target bench. Not part of all. ./run test
+# runs the benchmarks whose names have a component 1023 or 1024, so that they do not rot.
 
 find_package(benchmark REQUIRED)
 add_custom_target(bench)
