@@ -7,6 +7,7 @@
 #include <optional>
 
 #define XXH_INLINE_ALL  // header only
+#define XXH_INLINE_ALL  // header only
 #include <xxhash.h>
 
 #include "app/data.hpp"
@@ -237,7 +238,7 @@ Context load_context(const io::Path& path, nn::Model<float>& model) {
   for (const io::TensorInfo& info : file.tensors()) {
     if (!info.name.starts_with(kStatePrefix)) {
       if (info.name != "logits" && info.name != "history" && info.name != "pending")
-        fail("generate", "{}: unknown tensor '{}'", file.name(), info.name);
+        fail("generate", "{}: unknown tensor \"{}\"", file.name(), info.name);
       continue;
     }
     // A tensor that is not of a float type cannot be part of a state; the model names the one it misses.
@@ -260,15 +261,15 @@ Context load_context(const io::Path& path, nn::Model<float>& model) {
   }
   const io::TensorInfo& history = file.info("history");
   if (history.element != io::Element::I32 || history.shape.size() != 1 || history.elements > kMaxRepetitionWindow)
-    fail("generate", "{}: tensor 'history' is {}, need I32 (n) with n <= {}", file.name(), io::describe(history),
+    fail("generate", "{}: tensor \"history\" is {}, need I32 (n) with n <= {}", file.name(), io::describe(history),
          kMaxRepetitionWindow);
   context.history.resize(static_cast<std::size_t>(history.elements));
   file.bytes_into("history", std::as_writable_bytes(std::span(context.history)));
   for (const std::int32_t token : context.history)
-    if (token < 0 || token >= vocab[0]) fail("generate", "{}: tensor 'history' holds token {}", file.name(), token);
+    if (token < 0 || token >= vocab[0]) fail("generate", "{}: tensor \"history\" holds token {}", file.name(), token);
   const io::TensorInfo& pending = file.info("pending");
   if (pending.element != io::Element::U8 || pending.shape.size() != 1)
-    fail("generate", "{}: tensor 'pending' is {}, need U8 (n)", file.name(), io::describe(pending));
+    fail("generate", "{}: tensor \"pending\" is {}, need U8 (n)", file.name(), io::describe(pending));
   context.pending.resize(static_cast<std::size_t>(pending.elements));
   file.bytes_into("pending", std::as_writable_bytes(std::span(context.pending)));
   return context;

@@ -116,14 +116,14 @@ bfloat16 nearest_bfloat16(double x) {
     place = std::to_string(i % size) + (place.empty() ? "" : ", ") + place;
     i /= size;
   }
-  fail("op", "{}: tensor '{}' is {} at ({}): {}", file.name(), name, value, place, why);
+  fail("op", "{}: tensor \"{}\" is {} at ({}): {}", file.name(), name, value, place, why);
 }
 
 // A float tensor, converted, all values finite.
 Array load(const io::SafetensorsFile& file, const std::string& name, const Shape& shape, DType dtype) {
   const io::TensorInfo& info = file.expect(name, shape);
   if (!io::is_float(info.element))
-    fail("op", "{}: tensor '{}' has type {}, need a float type", file.name(), name, io::name_of(info.element));
+    fail("op", "{}: tensor \"{}\" has type {}, need a float type", file.name(), name, io::name_of(info.element));
   Array array(dtype, shape);
   const auto n = static_cast<std::size_t>(info.elements);
   const std::vector<double> values = file.read_as<double>(name);
@@ -151,9 +151,9 @@ Array load(const io::SafetensorsFile& file, const std::string& name, const Shape
 
 Shape shape_of(const io::SafetensorsFile& file, const std::string& name, std::size_t rank, const char* letters) {
   const io::TensorInfo* info = file.find(name);
-  if (info == nullptr) fail("op", "{}: no tensor '{}'", file.name(), name);
+  if (info == nullptr) fail("op", "{}: no tensor \"{}\"", file.name(), name);
   if (info->shape.size() != rank)
-    fail("op", "{}: tensor '{}' is {}, need shape {}", file.name(), name, io::describe(*info), letters);
+    fail("op", "{}: tensor \"{}\" is {}, need shape {}", file.name(), name, io::describe(*info), letters);
   return info->shape;
 }
 
@@ -161,9 +161,9 @@ void read_cu_seqlens(const io::SafetensorsFile& file, Problem& p) {
   const io::TensorInfo& info = file.info("cu_seqlens");
   const bool wide = info.element == io::Element::I64;
   if (!wide && info.element != io::Element::I32)
-    fail("op", "{}: tensor 'cu_seqlens' has type {}, need I64 or I32", file.name(), io::name_of(info.element));
+    fail("op", "{}: tensor \"cu_seqlens\" has type {}, need I64 or I32", file.name(), io::name_of(info.element));
   if (info.shape.size() != 1 || info.elements < 2)
-    fail("op", "{}: tensor 'cu_seqlens' is {}, need shape (N + 1) with N >= 1", file.name(), io::describe(info));
+    fail("op", "{}: tensor \"cu_seqlens\" is {}, need shape (N + 1) with N >= 1", file.name(), io::describe(info));
   if (p.B != 1) fail("op", "{}: cu_seqlens packs sequences into B = 1, but q has B = {}", file.name(), p.B);
   const std::vector<std::byte> bytes = file.bytes("cu_seqlens");
   for (std::int64_t i = 0; i < info.elements; ++i) {
@@ -208,7 +208,7 @@ Problem read_problem(const OpSettings& settings, OpReport& report) {
       "o", "dq", "dk", "dv", "dg",   "dbeta",        "dlevel_scales"};
   for (const io::TensorInfo& info : file.tensors())
     if (std::find(kKnown.begin(), kKnown.end(), info.name) == kKnown.end())
-      fail("op", "{}: unknown tensor '{}'; known: q k v g level_scales beta cu_seqlens do (and results, ignored)",
+      fail("op", "{}: unknown tensor \"{}\"; known: q k v g level_scales beta cu_seqlens do (and results, ignored)",
            file.name(), info.name);
 
   Problem p;
@@ -224,7 +224,7 @@ Problem read_problem(const OpSettings& settings, OpReport& report) {
 
   p.rule = settings.rule.value_or(file.has("beta") ? Rule::gated_delta : Rule::scalar_decay);
   if (has_beta(p.rule) && !file.has("beta"))
-    fail("op", "{}: no tensor 'beta', which the rule {} needs", file.name(), name_of(p.rule));
+    fail("op", "{}: no tensor \"beta\", which the rule {} needs", file.name(), name_of(p.rule));
   if (!has_beta(p.rule) && file.has("beta"))
     report.notes.push_back(std::string("beta ignored: the rule ") + name_of(p.rule) + " has none");
 
