@@ -23,6 +23,7 @@ template <class Settings, class F>
 void for_each_setting(Settings& s, F&& f) {
   const SettingRange none{}, positive{1, kLargest}, count{0, kLargest}, real{0, kNoLimit};
   f("data", s.data, none, "Data", "text files, folders, .jsonl files with a \"text\" field");
+  f("data-bytes", s.data_bytes, count, "Data", "at most this much of --data is read, from its beginning; 0: all");
   f("val-data", s.val_data, none, "Data", "text for validation instead of a part of --data");
   f("val-fraction", s.val_fraction, SettingRange{0, 0.9}, "Data", "part of --data held out for validation");
   f("val-bytes", s.val_bytes, positive, "Data", "at most this much of the validation text is scored each time");

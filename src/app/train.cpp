@@ -93,16 +93,17 @@ struct Data {
 };
 
 Data read_data(const TrainSettings& s, const Warn& warn) {
-  const auto read = [&](const std::vector<std::string>& paths) {
-    io::Corpus corpus = io::read_text(std::vector<io::Path>(paths.begin(), paths.end()));
+  const auto read = [&](const std::vector<std::string>& paths, std::int64_t limit) {
+    io::Corpus corpus =
+        io::read_text(std::vector<io::Path>(paths.begin(), paths.end()), static_cast<std::uint64_t>(limit));
     if (corpus.binary_files > 0 && warn)
       warn(fmt::format("{} binary files (with zero bytes) are left out", corpus.binary_files));
     return std::move(corpus.documents);
   };
   Data data;
-  std::vector<std::string> documents = read(s.data);
+  std::vector<std::string> documents = read(s.data, s.data_bytes);
   if (!s.val_data.empty()) {
-    data.validation = Text(read(s.val_data));
+    data.validation = Text(read(s.val_data, 0));
     data.train = Text(documents);
   } else if (s.val_fraction > 0) {
     const io::TextSplit split = io::split_text(std::move(documents), s.val_fraction);

@@ -36,7 +36,8 @@ struct TrainSettings {
   std::int64_t seed = 1, threads = 0;
 
   double val_fraction = 0.05;
-  std::int64_t val_bytes = 262144, val_every = 200, save_every = 200, log_every = 10;
+  std::int64_t data_bytes = 0;  // 0: all
+  std::int64_t val_bytes = 65536, val_every = 200, save_every = 200, log_every = 10;
   bool resume = false, quiet = false;
 };
 
