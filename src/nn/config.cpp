@@ -408,7 +408,8 @@ ModelConfig config_from_text(const std::string& text) {
       return true;
     });
   } catch (const json::exception& error) {
-    std::string reason = error.what();
+    std::string reason = error.what();  // "[json.exception...] parse error at line .."
+    reason.erase(0, reason.find("] ") == std::string::npos ? 0 : reason.find("] ") + 2);
     std::replace_if(
         reason.begin(), reason.end(), [](unsigned char c) { return c < 0x20 || c >= 0x7f; }, ' ');
     fail("config.json", "not JSON: {}", reason);

@@ -32,6 +32,7 @@ class Decode : public testing::TestWithParam<TestModel> {
   template <class T>
   static void check_cuts(const ModelConfig& config, double tolerance) {
     Model<T> model(config);
+    model.threads = 1;  // too small to share
     fill(model, 1);
     const std::int64_t N = 150;
     const Batch batch = make_batch(config, {N}, 2);
