@@ -13,6 +13,7 @@
 #include <hwy/contrib/math/math-inl.h>
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -126,28 +127,25 @@ HWY_INLINE void product_tile(std::int64_t m, std::int64_t K, const T* HWY_RESTRI
   }
 }
 
+// Rows [m, m + rows) of C, columns [n, n + Vectors * lanes).
 template <class T, int Vectors>
-HWY_INLINE void product_columns(std::int64_t M, std::int64_t K, std::int64_t n, const T* a, std::int64_t a_row,
-                                std::int64_t a_col, const T* b, std::int64_t ldb, T* c, std::int64_t ldc,
-                                const Epilogue<T>& e) {
-  // Rows above the diagonal of this panel are not wanted in lower_c.
-  std::int64_t m = e.part == Part::lower_c ? n / kTileRows * kTileRows : 0;
-  for (; m + kTileRows <= M; m += kTileRows)
-    product_tile<T, kTileRows, Vectors>(m, K, a, a_row, a_col, b + n, ldb, c + n, ldc, e);
+HWY_INLINE void product_rows(std::int64_t m, std::int64_t rows, std::int64_t K, const T* a, std::int64_t a_row,
+                             std::int64_t a_col, const T* b, std::int64_t ldb, T* c, std::int64_t ldc,
+                             const Epilogue<T>& e) {
   static_assert(kTileRows == 6);
-  switch (M - m) {
+  switch (rows) {
+    case 6:
+      return product_tile<T, 6, Vectors>(m, K, a, a_row, a_col, b, ldb, c, ldc, e);
     case 5:
-      return product_tile<T, 5, Vectors>(m, K, a, a_row, a_col, b + n, ldb, c + n, ldc, e);
+      return product_tile<T, 5, Vectors>(m, K, a, a_row, a_col, b, ldb, c, ldc, e);
     case 4:
-      return product_tile<T, 4, Vectors>(m, K, a, a_row, a_col, b + n, ldb, c + n, ldc, e);
+      return product_tile<T, 4, Vectors>(m, K, a, a_row, a_col, b, ldb, c, ldc, e);
     case 3:
-      return product_tile<T, 3, Vectors>(m, K, a, a_row, a_col, b + n, ldb, c + n, ldc, e);
+      return product_tile<T, 3, Vectors>(m, K, a, a_row, a_col, b, ldb, c, ldc, e);
     case 2:
-      return product_tile<T, 2, Vectors>(m, K, a, a_row, a_col, b + n, ldb, c + n, ldc, e);
-    case 1:
-      return product_tile<T, 1, Vectors>(m, K, a, a_row, a_col, b + n, ldb, c + n, ldc, e);
+      return product_tile<T, 2, Vectors>(m, K, a, a_row, a_col, b, ldb, c, ldc, e);
     default:
-      return;
+      return product_tile<T, 1, Vectors>(m, K, a, a_row, a_col, b, ldb, c, ldc, e);
   }
 }
 
@@ -159,14 +157,28 @@ template <class T>
 HWY_NOINLINE void product(std::int64_t M, std::int64_t N, std::int64_t K, const T* a, std::int64_t a_row,
                           std::int64_t a_col, const T* b, std::int64_t ldb, T* c, std::int64_t ldc,
                           const Epilogue<T>& e = {}) {
-  const std::int64_t lanes = static_cast<std::int64_t>(hn::Lanes(Lanes<T>()));
-  std::int64_t n = 0;
-  for (; n + kTileVectors * lanes <= padded(N); n += kTileVectors * lanes)
-    product_columns<T, kTileVectors>(M, K, n, a, a_row, a_col, b, ldb, c, ldc, e);
-  if constexpr (kTileVectors == 4)
-    for (; n + 2 * lanes <= padded(N); n += 2 * lanes)
-      product_columns<T, 2>(M, K, n, a, a_row, a_col, b, ldb, c, ldc, e);
-  for (; n < padded(N); n += lanes) product_columns<T, 1>(M, K, n, a, a_row, a_col, b, ldb, c, ldc, e);
+  const std::int64_t lanes = static_cast<std::int64_t>(hn::Lanes(Lanes<T>())), end = (N + lanes - 1) / lanes * lanes;
+  const auto panel = [&]<int Vectors>(std::int64_t n, std::int64_t m0, std::int64_t m1) HWY_ATTR {
+    for (std::int64_t m = m0; m < m1; m += kTileRows)
+      product_rows<T, Vectors>(m, std::min<std::int64_t>(kTileRows, m1 - m), K, a, a_row, a_col, b + n, ldb, c + n, ldc,
+                               e);
+  };
+  // Panels of columns from n to `last` over rows [m0, m1).
+  const auto panels = [&](std::int64_t last, std::int64_t m0, std::int64_t m1) HWY_ATTR {
+    std::int64_t n = 0;
+    for (; n + kTileVectors * lanes <= last; n += kTileVectors * lanes)
+      panel.template operator()<kTileVectors>(n, m0, m1);
+    if constexpr (kTileVectors == 4) {
+      if (n + 3 * lanes == last) return panel.template operator()<3>(n, m0, m1);
+      if (n + 2 * lanes == last) return panel.template operator()<2>(n, m0, m1);
+    }
+    if (n < last) panel.template operator()<1>(n, m0, m1);
+  };
+  if (e.part != Part::lower_c) return panels(end, 0, M);
+  for (std::int64_t m = 0; m < M; m += kTileRows) {
+    const std::int64_t m1 = std::min(M, m + kTileRows);
+    panels(std::min(end, (m1 + lanes - 1) / lanes * lanes), m, m1);
+  }
 }
 
 // to (columns, rows) = from (rows, columns)^T; padding of `to` up to a whole vector is zero.

@@ -149,11 +149,13 @@ inline std::vector<NewBlock> new_blocks(std::int64_t position, std::int64_t n) {
   return blocks;
 }
 
+// Heads [first_head, last_head) of one group of one sequence. Forward takes them together, so that what depends on q
+// and k alone is computed once for all of them.
 template <class Rule, class T>
-class Head {
+class Heads {
  public:
   template <class Args>
-  Head(const Args& args, const Plan& plan, const Sequence& sequence, std::int64_t h)
+  Heads(const Args& args, const Plan& plan, const Sequence& sequence, std::int64_t first_head, std::int64_t last_head)
       : q_in_(args.q),
         k_in_(args.k),
         v_in_(args.v),
@@ -161,8 +163,10 @@ class Head {
         beta_in_(args.beta),
         scales_in_(args.level_scales),
         sequence_(sequence),
-        h_(h),
-        group_(h / (plan.sizes.H / plan.sizes.G)),
+        first_head_(first_head),
+        last_head_(last_head),
+        h_(first_head),
+        group_(first_head / (plan.sizes.H / plan.sizes.G)),
         C_(plan.chunk),
         K_(plan.sizes.K),
         V_(plan.sizes.V),
@@ -174,22 +178,36 @@ class Head {
 
   void forward(const Tensor& out, FinalState* final_state) {
     take_scratch(false);
-    std::vector<Live<T>> live = import_state(sequence_.initial);
-    for (std::int64_t first = 0; first < sequence_.tokens; first += n_) {
-      load(first);
-      load_reads();
-      Epilogue<T> lower{.part = Part::lower_a};
-      product<T>(n_, V_, n_, p_, Cp_, 1, v_, Vp_, out_, Vp_, lower);
-      for (const Live<T>& state : live) {
-        read_weights(state);
-        product<T>(n_, V_, K_, qe_, Kp_, 1, state.matrix.get(), Vp_, out_, Vp_, {.beta = 1, .row_scale = weight_});
+    std::vector<std::vector<Live<T>>> lives;
+    for (h_ = first_head_; h_ < last_head_; ++h_) lives.push_back(import_state(sequence_.initial));
+    for (std::int64_t first = 0; first < sequence_.tokens;) {
+      // A few pieces at a time: their queries and keys stay in cache while every head goes over them.
+      std::size_t count = 0;
+      for (; count < pieces_.size() && first < sequence_.tokens; ++count, first += n_) {
+        select(count, first);
+        load_keys();
+        load_queries();
       }
-      store_rows<T>(out, sequence_.batch, sequence_.first + first, h_, n_, V_, out_, Vp_);
-      if (first + n_ < sequence_.tokens || final_state) advance(live);
+      for (h_ = first_head_; h_ < last_head_; ++h_) {
+        std::vector<Live<T>>& live = lives[h_ - first_head_];
+        for (std::size_t i = 0; i < count; ++i) {
+          select(i, pieces_[i].first);
+          load_head();
+          load_reads();
+          product<T>(n_, V_, n_, p_, Cp_, 1, v_, Vp_, out_, Vp_, {.part = Part::lower_a});
+          for (const Live<T>& state : live) {
+            read_weights(state);
+            product<T>(n_, V_, K_, qe_, Kp_, 1, state.matrix.get(), Vp_, out_, Vp_, {.beta = 1, .row_scale = weight_});
+          }
+          store_rows<T>(out, sequence_.batch, sequence_.first + first_, h_, n_, V_, out_, Vp_);
+          if (first_ + n_ < sequence_.tokens || final_state) advance(live);
+        }
+      }
     }
-    if (final_state) export_state(live, *final_state);
+    for (h_ = first_head_; final_state && h_ < last_head_; ++h_) export_state(lives[h_ - first_head_], *final_state);
   }
 
+  // Of the first head alone.
   void backward(const BackwardArgs& args, const State* dfinal, const BackwardTarget& target, FinalState* dinitial) {
     take_scratch(true);
     std::vector<std::int64_t> firsts;  // of the pieces
@@ -224,6 +242,7 @@ class Head {
       live.clear();
       for (std::int64_t z = last - 1; z >= first; --z) {
         load(firsts[z]);
+        load_queries();
         load_reads();
         backward_piece(args, before.back(), adjoints, target);
         before.pop_back();
@@ -242,13 +261,29 @@ class Head {
       T** to;
       std::int64_t size;
     };
-    std::vector<Cut> parts = {{&k_, CK},       {&v_, CV},      {&ue_, CV},         {&kt_, KC},
-                              {&beta_, Cp_},   {&gamma_, Cp_}, {&to_end_, Cp_},    {&exponent_, Cp_},
-                              {&weight_, Cp_}, {&q_, CK},      {&qk_, CC},         {&p_, CC},
-                              {&decay_, CC},   {&out_, CV},    {&scale_row_, Cp_}, {&scales_, padded(C_ * Ls_)}};
+    std::vector<Cut> parts = {{&v_, CV},
+                              {&ue_, CV},
+                              {&beta_, Cp_},
+                              {&gamma_, Cp_},
+                              {&to_end_, Cp_},
+                              {&exponent_, Cp_},
+                              {&weight_, Cp_},
+                              {&p_, CC},
+                              {&decay_, CC},
+                              {&out_, CV},
+                              {&scale_row_, Cp_},
+                              {&from_start_, Cp_},
+                              {&to_block_end_, Cp_},
+                              {&scales_, padded(C_ * Ls_)}};
+    pieces_.resize(last_head_ - first_head_ > 1 ? kPiecesTogether : 1);
+    for (Piece& piece : pieces_) {
+      const std::vector<Cut> more = {
+          {&piece.q, CK}, {&piece.k, CK}, {&piece.kt, KC}, {&piece.qk, CC}, {&piece.kk, Rule::kErases ? CC : 0}};
+      parts.insert(parts.end(), more.begin(), more.end());
+    }
     if (Rule::kErases) {
-      const std::vector<Cut> more = {{&kk_, CC}, {&mix_, CC}, {&inverse_, CC}, {&w_, CK},
-                                     {&tg_, CC}, {&p0_, CC},  {&qe_, CK},      {&erased_, CV}};
+      const std::vector<Cut> more = {{&mix_, CC}, {&inverse_, CC}, {&w_, CK},     {&tg_, CC},
+                                     {&p0_, CC},  {&qe_, CK},      {&erased_, CV}};
       parts.insert(parts.end(), more.begin(), more.end());
     }
     if (backward) {
@@ -276,7 +311,6 @@ class Head {
     }
     sums_.resize(C_);
     dsums_.resize(C_);
-    if (!Rule::kErases) qe_ = q_, p0_ = qk_;
   }
 
   std::int64_t piece_length(std::int64_t first) const {
@@ -284,21 +318,44 @@ class Head {
     return std::min(C_ - position % C_, sequence_.tokens - first);
   }
 
-  // Everything of the piece at token `first` that does not depend on q: what advance() needs.
-  void load(std::int64_t first) {
-    first_ = first;
+  // Makes the piece at token `first` the current one, its queries and keys in pieces_[i].
+  void select(std::size_t i, std::int64_t first) {
+    Piece& piece = pieces_[i];
+    piece.first = first_ = first;
     n_ = piece_length(first);
     position_ = sequence_.position + first;
-    const std::int64_t t = sequence_.first + first;
-    load_rows<T>(k_in_, sequence_.batch, t, group_, n_, K_, k_, Kp_);
-    load_rows<T>(v_in_, sequence_.batch, t, h_, n_, V_, v_, Vp_);
+    q_ = piece.q, k_ = piece.k, kt_ = piece.kt, qk_ = piece.qk, kk_ = piece.kk;
+    if constexpr (!Rule::kErases) qe_ = q_, p0_ = qk_;
+  }
 
+  // Everything of the piece at token `first` that does not depend on q: what advance() needs.
+  void load(std::int64_t first) {
+    select(0, first);
+    load_keys();
+    load_head();
+  }
+
+  void load_keys() {
+    load_rows<T>(k_in_, sequence_.batch, sequence_.first + first_, group_, n_, K_, k_, Kp_);
+    if constexpr (Rule::kErases) {
+      transpose<T>(n_, K_, k_, Kp_, kt_, Cp_);
+      product<T>(n_, n_, K_, k_, Kp_, 1, kt_, Cp_, kk_, Cp_, {.part = Part::lower_c});
+    }
+  }
+
+  void load_queries() {
+    load_rows<T>(q_in_, sequence_.batch, sequence_.first + first_, group_, n_, K_, q_, Kp_);
+    if constexpr (!Rule::kErases) transpose<T>(n_, K_, k_, Kp_, kt_, Cp_);
+    product<T>(n_, n_, K_, q_, Kp_, 1, kt_, Cp_, qk_, Cp_, {.part = Part::lower_c});
+  }
+
+  // Values and gates of the current head.
+  void load_head() {
+    const std::int64_t t = sequence_.first + first_;
+    load_rows<T>(v_in_, sequence_.batch, t, h_, n_, V_, v_, Vp_);
     // Decays are sums inside the piece, in double: differences of them lose nothing.
     double sum = 0;
-    for (std::int64_t i = 0; i < n_; ++i) {
-      sum += log_linear::get<double>(g_in_, gate_offset(g_in_, t + i));
-      sums_[i] = sum;
-    }
+    for (std::int64_t i = 0; i < n_; ++i) sums_[i] = sum += gate(g_in_, t + i);
     for (std::int64_t i = 0; i < n_; ++i) exponent_[i] = static_cast<T>(sums_[i]);
     clear_padding(exponent_);
     exp_all(n_, exponent_, gamma_);
@@ -306,35 +363,31 @@ class Head {
     exp_all(n_, exponent_, to_end_);
 
     if constexpr (Rule::kErases) {
-      for (std::int64_t i = 0; i < n_; ++i) beta_[i] = log_linear::get<T>(beta_in_, gate_offset(beta_in_, t + i));
-      transpose<T>(n_, K_, k_, Kp_, kt_, Cp_);
-      product<T>(n_, n_, K_, k_, Kp_, 1, kt_, Cp_, kk_, Cp_, {.part = Part::lower_c});
+      for (std::int64_t i = 0; i < n_; ++i) beta_[i] = gate(beta_in_, t + i);
       Rule::mix(Kernel(), n_, Cp_, kk_, beta_, inverse_, mix_);
       product<T>(n_, K_, n_, mix_, Cp_, 1, k_, Kp_, w_, Kp_, {.part = Part::lower_a});
       fill_decay();
-      for (std::int64_t i = 0; i < n_; ++i)
-        for (std::int64_t s = 0; s < padded(n_); ++s)
-          tg_[i * Cp_ + s] = s <= i ? decay_[i * Cp_ + s] * mix_[i * Cp_ + s] : T(0);
+      for (std::int64_t i = 0; i < n_; ++i) {
+        const T *decay = decay_ + i * Cp_, *mix = mix_ + i * Cp_;
+        T* tg = tg_ + i * Cp_;
+        for (std::int64_t s = 0; s <= i; ++s) tg[s] = decay[s] * mix[s];
+        for (std::int64_t s = i + 1; s < padded(n_); ++s) tg[s] = T(0);
+      }
     }
   }
 
   // What reading needs in addition: P, the effective queries, the level scales.
   void load_reads() {
-    const std::int64_t t = sequence_.first + first_;
-    load_rows<T>(q_in_, sequence_.batch, t, group_, n_, K_, q_, Kp_);
     for (std::int64_t i = 0; i < n_; ++i) {
-      const std::int64_t at = log_linear::offset(scales_in_, sequence_.batch, t + i, h_);
-      for (std::int64_t l = 0; l < Ls_; ++l) scales_[i * Ls_ + l] = log_linear::get<T>(scales_in_, at + l);
+      const T* scales = static_cast<const T*>(scales_in_.data) + gate_offset(scales_in_, sequence_.first + first_ + i);
+      std::copy(scales, scales + Ls_, scales_ + i * Ls_);
     }
-    if constexpr (!Rule::kErases) {
-      transpose<T>(n_, K_, k_, Kp_, kt_, Cp_);
-      fill_decay();
-    }
-    product<T>(n_, n_, K_, q_, Kp_, 1, kt_, Cp_, qk_, Cp_, {.part = Part::lower_c});
     if constexpr (Rule::kErases) {
       product<T>(n_, n_, n_, qk_, Cp_, 1, mix_, Cp_, p0_, Cp_, {.part = Part::lower_a});
       std::copy(q_, q_ + n_ * Kp_, qe_);
       product<T>(n_, K_, n_, qk_, Cp_, 1, w_, Kp_, qe_, Kp_, {.alpha = -1, .beta = 1, .part = Part::lower_a});
+    } else {
+      fill_decay();
     }
     for (std::int64_t i = 0; i < n_; ++i) {
       fill_scales(i);
@@ -344,12 +397,24 @@ class Head {
     }
   }
 
-  // decay[i, s] = exp(sum of g over s < . <= i) for s <= i.
+  // decay[i, s] = exp(sum of g over s < . <= i) for s <= i. Blocks of kPad columns: the exponential itself where row
+  // and column share a block; elsewhere the product of three decays, end of the column's block among them, all of them
+  // <= 1.
   void fill_decay() {
+    const auto last_of = [&](std::int64_t block) { return std::min((block + 1) * kPad, n_) - 1; };
+    for (std::int64_t s = 0; s < n_; ++s) exponent_[s] = static_cast<T>(sums_[last_of(s / kPad)] - sums_[s]);
+    exp_all(n_, exponent_, to_block_end_);
     for (std::int64_t i = 0; i < n_; ++i) {
-      for (std::int64_t s = 0; s <= i; ++s) exponent_[s] = static_cast<T>(sums_[i] - sums_[s]);
-      for (std::int64_t s = i + 1; s < padded(i + 1); ++s) exponent_[s] = T(0);
-      exp_all(i + 1, exponent_, decay_ + i * Cp_);
+      const std::int64_t block = i / kPad, first = block * kPad;
+      T* decay = decay_ + i * Cp_;
+      for (std::int64_t s = first; s < first + kPad; ++s)
+        exponent_[s - first] = s <= i ? static_cast<T>(sums_[i] - sums_[s]) : T(0);
+      exp_all(kPad, exponent_, decay + first);
+      for (std::int64_t b = 0; b < block; ++b) from_start_[b] = static_cast<T>(sums_[i] - sums_[last_of(b)]);
+      for (std::int64_t b = block; b < padded(block); ++b) from_start_[b] = T(0);
+      exp_all(block, from_start_, from_start_);
+      for (std::int64_t b = 0; b < block; ++b)
+        for (std::int64_t s = b * kPad; s < (b + 1) * kPad; ++s) decay[s] = from_start_[b] * to_block_end_[s];
     }
   }
 
@@ -398,6 +463,8 @@ class Head {
   std::int64_t gate_offset(const ConstTensor& x, std::int64_t t) const {
     return log_linear::offset(x, sequence_.batch, t, h_);
   }
+  // g or beta of token t: they have the type of the states.
+  T gate(const ConstTensor& x, std::int64_t t) const { return static_cast<const T*>(x.data)[gate_offset(x, t)]; }
 
   Matrix<T> take_matrix() const { return Pool<T>::take(static_cast<std::size_t>(K_ * Vp_)); }
 
@@ -733,26 +800,40 @@ class Head {
 
   const ConstTensor q_in_, k_in_, v_in_, g_in_, beta_in_, scales_in_;
   const Sequence& sequence_;
-  const std::int64_t h_, group_;
+  const std::int64_t first_head_, last_head_;
+  std::int64_t h_;  // the current head
+  const std::int64_t group_;
   const std::int64_t C_, K_, V_, L_;
   const std::int64_t Ls_;            // level scales that can be read: min(L, kMaxLevels)
   const std::int64_t Cp_, Kp_, Vp_;  // padded
 
-  // The loaded piece.
+  // What a piece of the sequence has in common for all heads of the group.
+  struct Piece {
+    std::int64_t first = 0;  // token
+    T *q, *k;                // (n, K)
+    T* kt;                   // (K, n)
+    T *qk, *kk;              // (n, n) lower triangles of Q K^T and K K^T
+  };
+  static constexpr std::size_t kPiecesTogether = 4;
+  std::vector<Piece> pieces_;
+
+  // The current piece.
   std::int64_t first_ = 0, n_ = 0;  // tokens [first, first + n) of the sequence
   std::int64_t position_ = 0;       // of its first token
   std::vector<double> sums_;        // (n) sum of g up to and including each token
   std::vector<double> dsums_;       // (n) gradient in sums
 
   Matrix<T> scratch_;
-  T *q_, *k_, *kt_, *v_;                      // (n, K) (n, K) (K, n) (n, V)
+  T *q_, *k_, *kt_, *qk_, *kk_;               // of pieces_
+  T* v_;                                      // (n, V)
   T *beta_, *gamma_, *to_end_;                // (n) beta, exp(sums), exp(sum of g after each token)
-  T *qk_, *kk_, *mix_, *inverse_, *tg_;       // (n, n) lower triangles; tg = decay * mix
+  T *mix_, *inverse_, *tg_;                   // (n, n) lower triangles; tg = decay * mix
   T *p0_, *p_, *decay_;                       // (n, n) P without and with decay and scales
   T *w_, *qe_;                                // (n, K) erase vectors and effective queries
   T *ue_, *erased_, *out_;                    // (n, V)
   T *scales_, *scale_row_;                    // (n, Ls), (n)
   T *exponent_, *weight_, *found_;            // (n)
+  T *from_start_, *to_block_end_;             // (n)
   T *dout_, *doutt_, *vt_, *vct_;             // (n, V) (V, n) (V, n) (V, n)
   T *dqet_, *dkt_, *dwt_, *qet_, *wt_, *x_;   // (K, n)
   T *dv_, *due_, *u_, *y_, *z_, *scaled_;     // (n, V)

@@ -12,15 +12,15 @@ HWY_BEFORE_NAMESPACE();
 namespace loglinear::log_linear::cpu {
 namespace HWY_NAMESPACE {
 
-using loglinear::HWY_NAMESPACE::Head;
+using loglinear::HWY_NAMESPACE::Heads;
 
-void forward(const ForwardArgs& args, const Plan& plan, const Sequence& sequence, std::int64_t h,
+void forward(const ForwardArgs& args, const Plan& plan, const Sequence& sequence, std::int64_t first, std::int64_t last,
              FinalState* final_state) {
   with_rule(args.rule, [&]<class Rule>() {
     if (plan.sizes.state_dtype == DType::f64)
-      Head<Rule, double>(args, plan, sequence, h).forward(args.out, final_state);
+      Heads<Rule, double>(args, plan, sequence, first, last).forward(args.out, final_state);
     else
-      Head<Rule, float>(args, plan, sequence, h).forward(args.out, final_state);
+      Heads<Rule, float>(args, plan, sequence, first, last).forward(args.out, final_state);
   });
 }
 
@@ -28,9 +28,9 @@ void backward(const BackwardArgs& args, const Plan& plan, const Sequence& sequen
               const BackwardTarget& target, FinalState* dinitial) {
   with_rule(args.rule, [&]<class Rule>() {
     if (plan.sizes.state_dtype == DType::f64)
-      Head<Rule, double>(args, plan, sequence, h).backward(args, dfinal, target, dinitial);
+      Heads<Rule, double>(args, plan, sequence, h, h + 1).backward(args, dfinal, target, dinitial);
     else
-      Head<Rule, float>(args, plan, sequence, h).backward(args, dfinal, target, dinitial);
+      Heads<Rule, float>(args, plan, sequence, h, h + 1).backward(args, dfinal, target, dinitial);
   });
 }
 
@@ -69,9 +69,9 @@ HWY_EXPORT(backward);
 HWY_EXPORT(step);
 HWY_EXPORT(instruction_set);
 
-void forward_head(const ForwardArgs& args, const Plan& plan, const Sequence& sequence, std::int64_t h,
-                  FinalState* final_state) {
-  HWY_DYNAMIC_DISPATCH(forward)(args, plan, sequence, h, final_state);
+void forward_heads(const ForwardArgs& args, const Plan& plan, const Sequence& sequence, std::int64_t first,
+                   std::int64_t last, FinalState* final_state) {
+  HWY_DYNAMIC_DISPATCH(forward)(args, plan, sequence, first, last, final_state);
   trim_scratch();
 }
 

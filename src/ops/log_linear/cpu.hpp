@@ -16,9 +16,10 @@ struct FinalState {
   std::vector<bool> shared;  // the matrix is the initial state's own and is not written
 };
 
-// Head h of one sequence. final_state: null when not wanted. Heads and sequences are independent of each other.
-void forward_head(const ForwardArgs& args, const Plan& plan, const Sequence& sequence, std::int64_t h,
-                  FinalState* final_state);
+// Heads [first, last) of one group of one sequence. final_state: null when not wanted. Heads and sequences are
+// independent of each other; heads that come together share the work on q and k, with the same bits.
+void forward_heads(const ForwardArgs& args, const Plan& plan, const Sequence& sequence, std::int64_t first,
+                   std::int64_t last, FinalState* final_state);
 
 // Where the gradients of q and k go: a (tokens, K) array per range of heads in the type of the states, or the tensors
 // themselves.
