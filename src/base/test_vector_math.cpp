@@ -54,8 +54,17 @@ TYPED_TEST(VectorMath, elementwise_functions) {
     vec::add_scaled(n, T(0.75), dy.data(), z.data());
     for (std::int64_t i = 0; i < n; ++i) expect_near(z[i], m[i] + 0.75 * dy[i], "add_scaled");
     z = m;
-    vec::add_product(n, dy.data(), m.data(), z.data());
-    for (std::int64_t i = 0; i < n; ++i) expect_near(z[i], m[i] + static_cast<double>(dy[i]) * m[i], "add_product");
+    vec::add_product(n, T(-2), dy.data(), m.data(), z.data());
+    for (std::int64_t i = 0; i < n; ++i) expect_near(z[i], m[i] - 2.0 * dy[i] * m[i], "add_product");
+    z = m;
+    const T *left[3] = {dy.data(), nullptr, m.data()}, *right[3] = {m.data(), nullptr, m.data()};
+    vec::add_products(n, 3, left, right, z.data());
+    for (std::int64_t i = 0; i < n; ++i)
+      expect_near(z[i], m[i] + static_cast<double>(dy[i]) * m[i] + static_cast<double>(m[i]) * m[i], "add_products");
+    vec::scale(n, T(0.75), dy.data(), z.data());
+    for (std::int64_t i = 0; i < n; ++i) expect_near(z[i], 0.75 * dy[i], "scale");
+    vec::combine(n, T(0.75), dy.data(), T(-3), m.data(), z.data());
+    for (std::int64_t i = 0; i < n; ++i) expect_near(z[i], 0.75 * dy[i] - 3.0 * m[i], "combine");
     vec::scaled_product(n, T(3), dy.data(), m.data(), z.data());
     for (std::int64_t i = 0; i < n; ++i) expect_near(z[i], 3.0 * dy[i] * m[i], "scaled_product");
   }

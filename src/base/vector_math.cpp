@@ -28,7 +28,10 @@ struct Table {
   T (*exp_sum)(std::int64_t, const T*, T, T*);
   T (*dot)(std::int64_t, const T*, const T*);
   void (*add_scaled)(std::int64_t, T, const T*, T*);
-  void (*add_product)(std::int64_t, const T*, const T*, T*);
+  void (*scale)(std::int64_t, T, const T*, T*);
+  void (*combine)(std::int64_t, T, const T*, T, const T*, T*);
+  void (*add_product)(std::int64_t, T, const T*, const T*, T*);
+  void (*add_products)(std::int64_t, std::int64_t, const T* const*, const T* const*, T*);
   void (*scaled_product)(std::int64_t, T, const T*, const T*, T*);
   void (*adamw)(std::int64_t, const AdamW<T>&, const T*, T*, T*, T*);
   void (*add_tile_product)(std::int64_t, std::int64_t, std::int64_t, const T*, std::int64_t, std::int64_t, const T*,
@@ -151,10 +154,30 @@ struct SiluProduct {
   }
 };
 
-struct AddProduct {
+template <class T>
+struct Scale {
+  T s;
   template <class D, class V>
-  HWY_ATTR HWY_INLINE V operator()(D, V a, V b, V y) const {
-    return hn::MulAdd(a, b, y);
+  HWY_ATTR HWY_INLINE V operator()(D d, V x) const {
+    return hn::Mul(hn::Set(d, s), x);
+  }
+};
+
+template <class T>
+struct Combine {
+  T s, r;
+  template <class D, class V>
+  HWY_ATTR HWY_INLINE V operator()(D d, V a, V b) const {
+    return hn::MulAdd(hn::Set(d, s), a, hn::Mul(hn::Set(d, r), b));
+  }
+};
+
+template <class T>
+struct AddProduct {
+  T s;
+  template <class D, class V>
+  HWY_ATTR HWY_INLINE V operator()(D d, V a, V b, V y) const {
+    return hn::MulAdd(hn::Mul(hn::Set(d, s), a), b, y);
   }
 };
 
@@ -285,8 +308,38 @@ HWY_ATTR void add_scaled(std::int64_t n, T s, const T* x, T* y) {
 }
 
 template <class T>
-HWY_ATTR void add_product(std::int64_t n, const T* a, const T* b, T* y) {
-  map(AddProduct(), n, y, a, b, static_cast<const T*>(y));
+HWY_ATTR void scale(std::int64_t n, T s, const T* x, T* y) {
+  map(Scale<T>{s}, n, y, x);
+}
+
+template <class T>
+HWY_ATTR void combine(std::int64_t n, T s, const T* a, T r, const T* b, T* y) {
+  map(Combine<T>{s, r}, n, y, a, b);
+}
+
+template <class T>
+HWY_ATTR void add_product(std::int64_t n, T s, const T* a, const T* b, T* y) {
+  map(AddProduct<T>{s}, n, y, a, b, static_cast<const T*>(y));
+}
+
+template <class T>
+HWY_ATTR void add_products(std::int64_t length, std::int64_t count, const T* const* a, const T* const* b, T* y) {
+  const hn::ScalableTag<T> d;
+  const std::size_t n = static_cast<std::size_t>(length), lanes = hn::Lanes(d);
+  for (std::size_t i = 0; i < n; i += lanes) {
+    const bool full = i + lanes <= n;
+    auto sum = full ? hn::LoadU(d, y + i) : load_tail(d, y + i, n - i);
+    for (std::int64_t j = 0; j < count; ++j) {
+      if (!b[j]) continue;
+      const auto va = full ? hn::LoadU(d, a[j] + i) : load_tail(d, a[j] + i, n - i);
+      const auto vb = full ? hn::LoadU(d, b[j] + i) : load_tail(d, b[j] + i, n - i);
+      sum = hn::MulAdd(va, vb, sum);
+    }
+    if (full)
+      hn::StoreU(sum, d, y + i);
+    else
+      store_tail(sum, d, y + i, n - i);
+  }
 }
 
 template <class T>
@@ -395,7 +448,10 @@ Table<T> table() {
           exp_sum<T>,
           dot<T>,
           add_scaled<T>,
+          scale<T>,
+          combine<T>,
           add_product<T>,
+          add_products<T>,
           scaled_product<T>,
           adamw<T>,
           add_tile_product<T>};
@@ -486,8 +542,23 @@ void add_scaled(std::int64_t n, T s, const T* x, T* y) {
 }
 
 template <class T>
-void add_product(std::int64_t n, const T* a, const T* b, T* y) {
-  table<T>().add_product(n, a, b, y);
+void scale(std::int64_t n, T s, const T* x, T* y) {
+  table<T>().scale(n, s, x, y);
+}
+
+template <class T>
+void combine(std::int64_t n, T s, const T* a, T r, const T* b, T* y) {
+  table<T>().combine(n, s, a, r, b, y);
+}
+
+template <class T>
+void add_product(std::int64_t n, T s, const T* a, const T* b, T* y) {
+  table<T>().add_product(n, s, a, b, y);
+}
+
+template <class T>
+void add_products(std::int64_t n, std::int64_t count, const T* const* a, const T* const* b, T* y) {
+  table<T>().add_products(n, count, a, b, y);
 }
 
 template <class T>
@@ -518,7 +589,10 @@ void add_tile_product(std::int64_t M, std::int64_t N, std::int64_t K, const T* a
   template T exp_sum(std::int64_t, const T*, T, T*);                                                             \
   template T dot(std::int64_t, const T*, const T*);                                                              \
   template void add_scaled(std::int64_t, T, const T*, T*);                                                       \
-  template void add_product(std::int64_t, const T*, const T*, T*);                                               \
+  template void scale(std::int64_t, T, const T*, T*);                                                            \
+  template void combine(std::int64_t, T, const T*, T, const T*, T*);                                             \
+  template void add_product(std::int64_t, T, const T*, const T*, T*);                                            \
+  template void add_products(std::int64_t, std::int64_t, const T* const*, const T* const*, T*);                  \
   template void scaled_product(std::int64_t, T, const T*, const T*, T*);                                         \
   template void adamw(std::int64_t, const AdamW<T>&, const T*, T*, T*, T*);                                      \
   template void add_tile_product(std::int64_t, std::int64_t, std::int64_t, const T*, std::int64_t, std::int64_t, \

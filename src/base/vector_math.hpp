@@ -54,9 +54,21 @@ T dot(std::int64_t n, const T* a, const T* b);
 template <class T>
 void add_scaled(std::int64_t n, T s, const T* x, T* y);
 
-// y += a * b
+// y = s * x
 template <class T>
-void add_product(std::int64_t n, const T* a, const T* b, T* y);
+void scale(std::int64_t n, T s, const T* x, T* y);
+
+// y = s * a + r * b
+template <class T>
+void combine(std::int64_t n, T s, const T* a, T r, const T* b, T* y);
+
+// y += s * a * b
+template <class T>
+void add_product(std::int64_t n, T s, const T* a, const T* b, T* y);
+
+// y += sum over i < count of a[i] * b[i], rows of n elements; rows where b[i] is null are left out.
+template <class T>
+void add_products(std::int64_t n, std::int64_t count, const T* const* a, const T* const* b, T* y);
 
 // y = s * a * b
 template <class T>

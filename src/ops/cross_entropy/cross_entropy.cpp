@@ -36,8 +36,7 @@ void cross_entropy(std::span<const std::int32_t> targets, std::int64_t vocab, co
       if (losses)
         losses[n] = std::log(static_cast<double>(sum)) + (static_cast<double>(largest) - static_cast<double>(wanted));
       if (drow) {
-        const T r = scale / sum;
-        for (std::int64_t j = 0; j < vocab; ++j) drow[j] *= r;
+        vec::scale(vocab, scale / sum, drow, drow);
         drow[y] -= scale;
       }
     }

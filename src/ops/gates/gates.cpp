@@ -47,9 +47,7 @@ void mamba2_gates_forward(std::int64_t N, std::int64_t H, std::int64_t P, const 
       vec::softplus(H, dt.data(), dt.data());
       for (std::int64_t h = 0; h < H; ++h) {
         g[n * H + h] = rate[h] * dt[h];
-        const T* from = x + n * x_stride + h * P;
-        T* to = v + n * v_stride + h * P;
-        for (std::int64_t p = 0; p < P; ++p) to[p] = from[p] * dt[h];
+        vec::scale(P, dt[h], x + n * x_stride + h * P, v + n * v_stride + h * P);
       }
     }
   });
@@ -85,11 +83,10 @@ void mamba2_gates_backward(std::int64_t N, std::int64_t H, std::int64_t P, const
       vec::softplus(H, raw, dt);
       for (std::int64_t h = 0; h < H; ++h) {
         const T* dout = dv + n * dv_stride + h * P;
-        T* to = dx + n * dx_stride + h * P;
         const T gradient = dg[n * H + h];
         ddt[h] = rate[h] * gradient + vec::dot(P, dout, x + n * x_stride + h * P);
         part[H + h] += rate[h] * dt[h] * gradient;
-        for (std::int64_t p = 0; p < P; ++p) to[p] = dout[p] * dt[h];
+        vec::scale(P, dt[h], dout, dx + n * dx_stride + h * P);
       }
       T* draw = ddt_raw + n * ddt_stride;
       vec::softplus_backward(H, raw, ddt, draw);
@@ -112,11 +109,7 @@ void skip_forward(std::int64_t N, std::int64_t H, std::int64_t P, const T* x, st
   if (N > 0) check_array(where, "D", H, D);
   for_row_blocks(N, H * P, threads, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t n = begin; n < end; ++n)
-      for (std::int64_t h = 0; h < H; ++h) {
-        const T* from = x + n * x_stride + h * P;
-        T* to = y + n * y_stride + h * P;
-        for (std::int64_t p = 0; p < P; ++p) to[p] += D[h] * from[p];
-      }
+      for (std::int64_t h = 0; h < H; ++h) vec::add_scaled(P, D[h], x + n * x_stride + h * P, y + n * y_stride + h * P);
   });
 }
 
@@ -136,9 +129,8 @@ void skip_backward(std::int64_t N, std::int64_t H, std::int64_t P, const T* x, s
     for (std::int64_t n = begin; n < end; ++n)
       for (std::int64_t h = 0; h < H; ++h) {
         const T* dout = dy + n * dy_stride + h * P;
-        T* to = dx + n * dx_stride + h * P;
         part[h] += vec::dot(P, dout, x + n * x_stride + h * P);
-        for (std::int64_t p = 0; p < P; ++p) to[p] += D[h] * dout[p];
+        vec::add_scaled(P, D[h], dout, dx + n * dx_stride + h * P);
       }
   });
 }
@@ -228,7 +220,7 @@ void level_scales_forward(std::int64_t N, std::int64_t H, std::int64_t L, const 
       T* to = level_scales + n * width;
       vec::scaled_product(width, T(1), level, dl + n * dl_stride, to);
       vec::softplus(width, to, to);
-      for (std::int64_t i = 0; i < width; ++i) to[i] *= factor;
+      vec::scale(width, factor, to, to);
     }
   });
 }
@@ -253,12 +245,8 @@ void level_scales_backward(std::int64_t N, std::int64_t H, std::int64_t L, const
       const T* in = dl + n * dl_stride;
       vec::scaled_product(width, T(1), level, in, product.data());
       vec::softplus_backward(width, product.data(), dlevel_scales + n * width, product.data());
-      T* out = ddl + n * ddl_stride;
-      for (std::int64_t i = 0; i < width; ++i) {
-        const T gradient = factor * product[i];
-        part[i] += gradient * in[i];
-        out[i] = gradient * level[i];
-      }
+      vec::add_product(width, factor, product.data(), in, part);
+      vec::scaled_product(width, factor, product.data(), level, ddl + n * ddl_stride);
     }
   });
 }

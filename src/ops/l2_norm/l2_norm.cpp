@@ -35,8 +35,7 @@ void l2_norm_forward(std::int64_t rows, std::int64_t heads, std::int64_t width, 
       for (std::int64_t h = 0; h < heads; ++h) {
         const T* from = x + n * x_stride + h * width;
         T* to = y + n * y_stride + h * width;
-        const T r = scale * inverse_length(width, from);
-        for (std::int64_t i = 0; i < width; ++i) to[i] = r * from[i];
+        vec::scale(width, scale * inverse_length(width, from), from, to);
       }
   });
 }
@@ -54,8 +53,7 @@ void l2_norm_backward(std::int64_t rows, std::int64_t heads, std::int64_t width,
         const T* dout = dy + n * dy_stride + h * width;
         T* to = dx + n * dx_stride + h * width;
         const T r = inverse_length(width, from);
-        const T pull = r * r * vec::dot(width, from, dout);
-        for (std::int64_t i = 0; i < width; ++i) to[i] = scale * r * (dout[i] - pull * from[i]);
+        vec::combine(width, scale * r, dout, -scale * r * r * r * vec::dot(width, from, dout), from, to);
       }
   });
 }

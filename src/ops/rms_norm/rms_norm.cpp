@@ -29,12 +29,9 @@ T inverse_rms(std::int64_t width, const T* u, double eps) {
 // what it adds to dweight.
 template <class T>
 void norm_backward(std::int64_t width, const T* u, T r, const T* dy, const T* weight, T* s, T* dweight) {
-  for (std::int64_t i = 0; i < width; ++i) {
-    dweight[i] += dy[i] * u[i] * r;
-    s[i] = dy[i] * weight[i];
-  }
-  const T pull = r * r * r * vec::dot(width, s, u) / static_cast<T>(width);
-  for (std::int64_t i = 0; i < width; ++i) s[i] = r * s[i] - pull * u[i];
+  vec::add_product(width, r, dy, u, dweight);
+  vec::scaled_product(width, T(1), dy, weight, s);
+  vec::combine(width, r, s, -r * r * r * vec::dot(width, s, u) / static_cast<T>(width), u, s);
 }
 
 }  // namespace
@@ -102,7 +99,7 @@ void rms_norm_backward(NormGate gate, std::int64_t rows, std::int64_t heads, std
         if (dx_beta == 0)
           std::copy_n(du, width, to);
         else
-          for (std::int64_t i = 0; i < width; ++i) to[i] += du[i];
+          vec::add_scaled(width, T(1), du, to);
       }
   });
 }

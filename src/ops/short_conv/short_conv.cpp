@@ -67,9 +67,12 @@ void short_conv_forward(std::span<const std::int64_t> cu_seqlens, std::int64_t c
         std::copy_n(bias, channels, sum.data());
       else
         std::fill(sum.begin(), sum.end(), T(0));
-      for (std::int64_t i = 0; i < width; ++i)
-        if (const T* row = input(s, n - cu_seqlens[s] - tail + i))
-          vec::add_product(channels, taps.data() + i * channels, row, sum.data());
+      const T *weights[kMaxWidth], *inputs[kMaxWidth];
+      for (std::int64_t i = 0; i < width; ++i) {
+        weights[i] = taps.data() + i * channels;
+        inputs[i] = input(s, n - cu_seqlens[s] - tail + i);
+      }
+      vec::add_products(channels, width, weights, inputs, sum.data());
       vec::silu(channels, sum.data(), y + n * y_stride);
     }
   });
@@ -108,8 +111,10 @@ void short_conv_backward(std::span<const std::int64_t> cu_seqlens, std::int64_t 
   add_row_sums(N, (width + 1) * channels, sums.data(), threads, [&](std::int64_t begin, std::int64_t end, T* part) {
     constexpr std::int64_t kColumns = 128;
     std::vector<T> du(static_cast<std::size_t>((end - begin + tail) * kColumns));
+    const T *weights[kMaxWidth], *others[kMaxWidth];
     for (std::int64_t c = 0; c < channels; c += kColumns) {
       const std::int64_t columns = std::min(kColumns, channels - c);
+      for (std::int64_t i = 0; i < width; ++i) weights[i] = taps.data() + i * channels + c;
       // du: the gradient before silu, for the block's rows and the rows of its last sequence that the block's inputs
       // still reach.
       std::size_t s = sequence_of(cu_seqlens, begin);
@@ -121,9 +126,11 @@ void short_conv_backward(std::span<const std::int64_t> cu_seqlens, std::int64_t 
           std::copy_n(bias + c, columns, row);
         else
           std::fill_n(row, columns, T(0));
-        for (std::int64_t i = 0; i < width; ++i)
-          if (const std::int64_t from = n - tail + i; from >= cu_seqlens[s])
-            vec::add_product(columns, taps.data() + i * channels + c, x + from * x_stride + c, row);
+        for (std::int64_t i = 0; i < width; ++i) {
+          const std::int64_t from = n - tail + i;
+          others[i] = from >= cu_seqlens[s] ? x + from * x_stride + c : nullptr;
+        }
+        vec::add_products(columns, width, weights, others, row);
         vec::silu_backward(columns, row, dy + n * dy_stride + c, row);
       }
       s = sequence_of(cu_seqlens, begin);
@@ -133,11 +140,12 @@ void short_conv_backward(std::span<const std::int64_t> cu_seqlens, std::int64_t 
         T* to = dx + n * dx_stride + c;
         std::fill_n(to, columns, T(0));
         for (std::int64_t i = 0; i < width; ++i) {
-          if (const std::int64_t reader = n + tail - i; reader < cu_seqlens[s + 1])
-            vec::add_product(columns, taps.data() + i * channels + c, du.data() + (reader - begin) * kColumns, to);
-          if (const std::int64_t from = n - tail + i; from >= cu_seqlens[s])
-            vec::add_product(columns, row, x + from * x_stride + c, part + i * channels + c);
+          const std::int64_t reader = n + tail - i, from = n - tail + i;
+          others[i] = reader < cu_seqlens[s + 1] ? du.data() + (reader - begin) * kColumns : nullptr;
+          if (from >= cu_seqlens[s])
+            vec::add_product(columns, T(1), row, x + from * x_stride + c, part + i * channels + c);
         }
+        vec::add_products(columns, width, weights, others, to);
         vec::add_scaled(columns, T(1), row, part + width * channels + c);
       }
     }

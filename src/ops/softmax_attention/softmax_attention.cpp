@@ -75,8 +75,7 @@ void transpose(std::int64_t count, std::int64_t width, const T* from, std::int64
 
 template <class T>
 void scale_rows(std::int64_t count, std::int64_t width, T scale, const T* from, std::int64_t stride, T* to) {
-  for (std::int64_t r = 0; r < count; ++r)
-    for (std::int64_t i = 0; i < width; ++i) to[r * width + i] = scale * from[r * stride + i];
+  for (std::int64_t r = 0; r < count; ++r) vec::scale(width, scale, from + r * stride, to + r * width);
 }
 
 // out (rows, kKeyTile) = a (rows, width) times a transposed tile.
@@ -184,8 +183,7 @@ void softmax_attention_forward(std::span<const AttentionSequence> sequences, con
         peak[r] = std::max(before, vec::max(kKeyTile, row));
         const T fade = std::exp(before - peak[r]);
         weight[r] = weight[r] * fade + vec::exp_sum(kKeyTile, row, peak[r], row);
-        if (fade != 1)
-          for (std::int64_t c = 0; c < V; ++c) sums[r * V + c] *= fade;
+        if (fade != 1) vec::scale(V, fade, sums + r * V, sums + r * V);
       }
       add_masked_product(
           rows, V, count, masked, [&](std::int64_t r) { return mask.keys(first + r, begin, count); }, scores, kKeyTile,
@@ -193,8 +191,7 @@ void softmax_attention_forward(std::span<const AttentionSequence> sequences, con
     }
     for (std::int64_t r = 0; r < rows; ++r) {
       const std::int64_t n = seq.q_begin + first + r;
-      const T inverse = T(1) / weight[r];
-      for (std::int64_t c = 0; c < V; ++c) out[n * out_stride + h * V + c] = sums[r * V + c] * inverse;
+      vec::scale(V, T(1) / weight[r], sums + r * V, out + n * out_stride + h * V);
       if (log_sums) log_sums[n * H + h] = peak[r] + std::log(weight[r]);
     }
   });
@@ -279,8 +276,7 @@ void softmax_attention_backward(std::span<const AttentionSequence> sequences, co
           1, key_rows, k_stride, sums, K);
     }
     for (std::int64_t r = 0; r < rows; ++r)
-      for (std::int64_t c = 0; c < K; ++c)
-        dq[(seq.q_begin + first + r) * dq_stride + h * K + c] = scale * sums[r * K + c];
+      vec::scale(K, scale, sums + r * K, dq + (seq.q_begin + first + r) * dq_stride + h * K);
   });
 
   items.clear();
