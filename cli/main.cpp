@@ -28,15 +28,6 @@ void print(std::string_view text) {
   }
 }
 
-// Commands whose file does not exist yet are left out.
-#define LOGLINEAR_OPTIONAL __attribute__((weak))
-LOGLINEAR_OPTIONAL void add_train(CLI::App&, Run&);
-LOGLINEAR_OPTIONAL void add_eval(CLI::App&, Run&);
-LOGLINEAR_OPTIONAL void add_generate(CLI::App&, Run&);
-LOGLINEAR_OPTIONAL void add_inspect(CLI::App&, Run&);
-LOGLINEAR_OPTIONAL void add_op(CLI::App&, Run&);
-LOGLINEAR_OPTIONAL void add_demo(CLI::App&, Run&);
-
 namespace {
 
 constexpr const char* kExamples = R"(Examples:
@@ -61,8 +52,7 @@ int run(int argc, char** argv) {
   app.require_subcommand(0, 1);
   app.footer(kExamples);
   Run command;
-  for (const auto add : {add_train, add_eval, add_generate, add_inspect, add_op, add_demo})
-    if (add != nullptr) add(app, command);
+  for (const auto add : {add_train, add_eval, add_generate, add_inspect, add_op, add_demo}) add(app, command);
 
   std::string where = "loglinear";
   try {

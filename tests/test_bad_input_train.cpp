@@ -5,6 +5,7 @@
 
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <functional>
 
 #include "program.hpp"
@@ -29,9 +30,11 @@ class BadInput : public testing::Test {
  protected:
   BadInput() : text_(scratch_.file("text.txt", some_text())), out_((scratch_ / "out").string()) {}
 
+  // A tiny training; `more` wins over its flags.
   Arguments train(const Arguments& more) {
     Arguments all = {"train", "--out", out_};
-    all.insert(all.end(), kTiny.begin(), kTiny.end());
+    for (std::size_t i = 0; i + 1 < kTiny.size(); i += 2)
+      if (std::find(more.begin(), more.end(), kTiny[i]) == more.end()) all.insert(all.end(), {kTiny[i], kTiny[i + 1]});
     all.insert(all.end(), more.begin(), more.end());
     return all;
   }
@@ -57,7 +60,7 @@ class BadInput : public testing::Test {
 
 TEST_F(BadInput, Flags) {
   refused(train({"--data", text_, "--learning-rate", "1"}), 2, "--learning-rate");
-  refused(train({"--data", text_, "extra"}), 2, "extra");
+  refused(train({"--data", text_, "--steps", "4", "extra"}), 2, "extra");
   refused({"train", "--data", text_}, 2, "--out");
   refused(train({}), 2, "--data");
   refused({"eval"}, 2, "CHECKPOINT");
@@ -113,7 +116,7 @@ TEST_F(BadInput, FlagsOutOfRange) {
                                                        {"--warmup", "-1"}};
   for (const auto& [flag, value] : cases) refused(train({"--data", text_, flag, value}), 2, flag + 2);
   refused(train({"--data", text_, "--steps", "2", "--minutes", "1"}), 2, "minutes");
-  refused(train({"--data", text_, "--hidden-size", "1048576", "--layers", "1000"}), 2, "memory");
+  refused(train({"--data", text_, "--hidden-size", "1048576", "--mlp-width", "1000000"}), 2, "memory");
   EXPECT_FALSE(fs::exists(out_));
   const std::string checkpoint = trained().string();
   refused({"eval", checkpoint, "--data", text_, "--seq-len", "-1"}, 2, "--seq-len");
@@ -175,11 +178,11 @@ TEST_F(BadInput, OutFolders) {
   const fs::path out = trained();
   const std::string before = file_text(out / "step-0000004" / "model.safetensors");
   refused(train({"--data", text_, "--steps", "4"}), 2, "--resume");
-  EXPECT_EQ(file_text(out / "step-0000004" / "model.safetensors"), before);
+  EXPECT_TRUE(file_text(out / "step-0000004" / "model.safetensors") == before);
   refused(train({"--data", scratch_.file("other.txt", some_text() + "x"), "--resume", "--steps", "9"}), 1,
           "other text");
   refused(train({"--data", text_, "--resume", "--steps", "9", "--hidden-size", "32"}), 2, "hidden-size");
-  EXPECT_EQ(file_text(out / "step-0000004" / "model.safetensors"), before);
+  EXPECT_TRUE(file_text(out / "step-0000004" / "model.safetensors") == before);
 }
 
 TEST_F(BadInput, NoSpaceLeft) {
@@ -191,7 +194,7 @@ TEST_F(BadInput, NoSpaceLeft) {
   ASSERT_EQ(run(train({"--data", text_, "--resume", "--steps", "8"})).code, 0);
   const std::string after = file_text(out / "step-0000008" / "model.safetensors");
   refused(train({"--data", text_, "--resume", "--steps", "12"}), 1, "safetensors", limits);
-  EXPECT_EQ(file_text(out / "step-0000008" / "model.safetensors"), after);
+  EXPECT_TRUE(file_text(out / "step-0000008" / "model.safetensors") == after);
   EXPECT_FALSE(fs::exists(out / "step-0000012"));
   for (const auto& entry : fs::directory_iterator(out))
     EXPECT_EQ(entry.path().filename().string().find(".tmp"), std::string::npos) << entry.path();

@@ -239,20 +239,20 @@ std::vector<fs::path> list_checkpoints(const fs::path& directory) {
 
 std::optional<TrainingCheckpoint> newest_checkpoint(const fs::path& directory, const Warn& warn) {
   const std::vector<fs::path> folders = list_checkpoints(directory);
-  std::string first_error;
+  std::vector<std::string> damage;
   for (const fs::path& folder : folders) {
     try {
       json trainer = read_json(folder / "trainer.json");
       verify(folder, trainer, {kParts[0], kParts[1], kParts[2]});
+      for (const std::string& text : damage)
+        if (warn) warn(text + "; going back to the checkpoint before");
       return TrainingCheckpoint{folder, std::move(trainer)};
     } catch (const Error& error) {
-      if (first_error.empty()) first_error = message_of(error);
-      if (warn && &folder != &folders.back())
-        warn(fmt::format("{}; going back to the checkpoint before", message_of(error)));
+      damage.push_back(message_of(error));
     }
   }
   if (folders.empty()) return std::nullopt;
-  fail(kWhere, "{}: no checkpoint is whole: {}", directory.string(), first_error);
+  fail(kWhere, "{}: no checkpoint is whole: {}", directory.string(), damage.front());
 }
 
 json stored_settings(const fs::path& directory) {

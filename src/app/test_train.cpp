@@ -1,5 +1,6 @@
 #include "app/train.hpp"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -57,12 +58,11 @@ class Train : public testing::Test {
     return s;
   }
   std::string file(const fs::path& path) { return io::read_file(path); }
-  std::string weights(const std::string& out, int step) {
-    return file(folder_ / out / ("step-00000" + std::to_string(step)) / "model.safetensors");
+  std::string part(const std::string& out, int step, const char* name) {
+    return file(folder_ / out / fmt::format("step-{:07}", step) / name);
   }
-  std::string optimizer(const std::string& out, int step) {
-    return file(folder_ / out / ("step-00000" + std::to_string(step)) / "optimizer.safetensors");
-  }
+  std::string weights(const std::string& out, int step) { return part(out, step, "model.safetensors"); }
+  std::string optimizer(const std::string& out, int step) { return part(out, step, "optimizer.safetensors"); }
   // The log without what the clock decides.
   std::vector<json> log(const std::string& out) {
     std::vector<json> rows;
@@ -148,8 +148,8 @@ TEST_F(Train, ResumedRunsEndWithTheSameBits) {
       s.resume = true;
       s.threads = 2;  // never changes the result
     }
-    EXPECT_EQ(weights("whole_" + family, 12), weights(parts, 12));
-    EXPECT_EQ(optimizer("whole_" + family, 12), optimizer(parts, 12));
+    EXPECT_TRUE(weights("whole_" + family, 12) == weights(parts, 12));
+    EXPECT_TRUE(optimizer("whole_" + family, 12) == optimizer(parts, 12));
     EXPECT_EQ(log("whole_" + family), log(parts));
   }
 }
@@ -160,11 +160,11 @@ TEST_F(Train, ARunThatEndedIsLeftAsItIsAndCanBeMadeLonger) {
   const std::string before = weights("a", 12), rows = file(fs::path(s.out) / "log.jsonl");
   s.resume = true;
   EXPECT_EQ(train(s).step, 12);
-  EXPECT_EQ(weights("a", 12), before);
+  EXPECT_TRUE(weights("a", 12) == before);
   EXPECT_EQ(file(fs::path(s.out) / "log.jsonl"), rows);
   s.steps = 14;
   EXPECT_EQ(train(s).step, 14);
-  EXPECT_NE(weights("a", 14), before);
+  EXPECT_TRUE(weights("a", 14) != before);
 }
 
 TEST_F(Train, TheSeedDecidesEverything) {
@@ -173,8 +173,8 @@ TEST_F(Train, TheSeedDecidesEverything) {
     if (out[0] == 'c') s.seed = 2;
     train(s);
   }
-  EXPECT_EQ(weights("a", 12), weights("b", 12));
-  EXPECT_NE(weights("a", 12), weights("c", 12));
+  EXPECT_TRUE(weights("a", 12) == weights("b", 12));
+  EXPECT_TRUE(weights("a", 12) != weights("c", 12));
   EXPECT_EQ(log("a"), log("b"));
 }
 
@@ -249,7 +249,7 @@ TEST_F(Train, StepsThatAreNotFiniteAreSkippedAndFatalAfterTen) {
   s.steps = 40;
   const std::string text = error_of([&] { train(s); }, Error::Kind::failure);
   EXPECT_NE(text.find("10 steps in a row"), std::string::npos) << text;
-  EXPECT_EQ(weights("a", 4), before);
+  EXPECT_TRUE(weights("a", 4) == before);
   EXPECT_EQ(list_checkpoints(s.out).size(), 1u);
   int skipped = 0;
   for (const json& row : log("a"))
@@ -290,7 +290,7 @@ TEST_F(Train, RefusesToOverwriteOrToMixRuns) {
   EXPECT_NE(error_of([&] { train(other); }, Error::Kind::usage).find("--seed"), std::string::npos);
   std::ofstream(folder_ / "text.txt", std::ios::app) << "more";
   EXPECT_NE(error_of([&] { train(s); }, Error::Kind::failure).find("other text"), std::string::npos);
-  EXPECT_EQ(weights("a", 12), before);
+  EXPECT_TRUE(weights("a", 12) == before);
   EXPECT_EQ(list_checkpoints(s.out).size(), 2u);
 }
 
@@ -317,13 +317,12 @@ TEST_F(Train, ResumeWithoutACheckpointBegins) {
   train(s);
   TrainSettings t = settings("b");
   train(t);
-  EXPECT_EQ(weights("a", 12), weights("b", 12));
+  EXPECT_TRUE(weights("a", 12) == weights("b", 12));
 }
 
 TEST_F(Train, ModelsThatCannotFitAreRefused) {
   TrainSettings s = settings("a");
   s.hidden_size = 1 << 20;
-  s.layers = 1000;
   s.mlp_width = 1 << 20;
   EXPECT_NE(error_of([&] { train(s); }, Error::Kind::usage).find("memory"), std::string::npos);
 }

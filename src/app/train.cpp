@@ -209,10 +209,11 @@ void Trainer::check_resumable(const TrainingCheckpoint& checkpoint) {
   if (hash("data_hash") != fmt::format("{:016x}", data_hash_))
     fail("train", "{} was trained on other text than this --data", name);
   if (hash("validation_hash") != fmt::format("{:016x}", validation_hash_))
-    for (const auto& [key, value] : now.items())
-      if (key != "data" && key != "val-data" && then.contains(key) && then.at(key) != value)
-        console_.line(
-            fmt::format("changed since the checkpoint: {} from {} to {}", key, then.at(key).dump(), value.dump()));
+    fail("train", "{} was validated on other text than this --data or --val-data", name);
+  for (const auto& [key, value] : now.items())
+    if (key != "data" && key != "val-data" && then.contains(key) && then.at(key) != value)
+      console_.line(
+          fmt::format("changed since the checkpoint: {} from {} to {}", key, then.at(key).dump(), value.dump()));
 }
 
 void Trainer::start() {

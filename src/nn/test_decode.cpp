@@ -71,6 +71,30 @@ class Decode : public testing::TestWithParam<TestModel> {
 TEST_P(Decode, EveryCutGivesTheSameLogitsInFloat64) { check_cuts<double>(GetParam().config, 1e-11); }
 TEST_P(Decode, EveryCutGivesTheSameLogitsInFloat32) { check_cuts<float>(GetParam().config, 2e-5); }
 
+// Scoring from state to state is the training pass without backward, wherever it is cut; it leaves the state of read().
+TEST_P(Decode, ScoreIsTheLossOfOnePass) {
+  Model<float> model(GetParam().config);
+  fill(model, 5);
+  constexpr std::int64_t kTokens = 2500;
+  const Batch batch = make_batch(model.config(), {kTokens}, 6);
+  const std::span<const std::int32_t> tokens(batch.tokens), targets(batch.targets);
+  std::vector<float> whole(kTokens), parts(kTokens, std::nanf(""));
+  const double loss = model.loss(tokens, targets, batch.cu_seqlens, false, 1.0, whole);
+  DecodeState state = model.new_state(), reading = model.new_state();
+  double sum = 0;
+  for (std::int64_t at = 0; const std::int64_t count : {1, 70, 0, 2300, 129}) {
+    sum +=
+        model.score(state, tokens.subspan(at, count), targets.subspan(at, count), std::span(parts).subspan(at, count));
+    at += count;
+    ASSERT_EQ(state.position(), at);
+  }
+  EXPECT_NEAR(sum, loss, 1e-4 * loss);
+  for (std::int64_t t = 0; t < kTokens; ++t) ASSERT_NEAR(parts[t], whole[t], 2e-3 * (1 + std::abs(whole[t]))) << t;
+  read(model, reading, tokens);
+  const std::vector<std::int32_t> next{tokens[0]};
+  expect_close(read(model, state, next), read(model, reading, next), 1e-3, kTokens + 1);
+}
+
 // More tokens than read() takes at a time.
 TEST_P(Decode, LongPrompt) {
   Model<float> model(GetParam().config);
@@ -204,6 +228,11 @@ TEST(DecodeErrors, AreThrownBeforeTheStateMoves) {
   EXPECT_THROW(model.read(state, low, logits), Error);
   EXPECT_THROW(model.read(state, {}, logits), Error);
   EXPECT_THROW(model.read(state, good, few), Error);
+  EXPECT_THROW(model.score(state, good, high), Error);
+  EXPECT_THROW(model.score(state, high, good), Error);
+  EXPECT_THROW(model.score(state, good, low), Error);
+  EXPECT_THROW(model.score(state, good, good, few), Error);
+  EXPECT_THROW(model.score(foreign, good, good), Error);
   EXPECT_EQ(state.position(), 0);
   EXPECT_THROW(model.read(foreign, good, logits), Error);
   EXPECT_THROW(model.read(doubles, good, logits), Error);
