@@ -169,5 +169,25 @@ TEST(Threads, ForksOfOneStateGoOnAtTheSameTime) {
   }
 }
 
+// As above, but nobody keeps the state that the forks came from: the fork that lets go of a shared matrix last may
+// write to it, and only after the others have read it.
+TEST(Threads, TheLastForkMayTakeTheMatrix) {
+  const Inputs shared(3);
+  for (Rule rule : kRules) {
+    State prefix(rule, kH, kK, kV);
+    run_forward(rule, shared, 0, 127, prefix, 1);
+    State alone = prefix;
+    const std::vector<float> expected = run_steps(rule, shared, 127, alone);
+    for (int round = 0; round < 20; ++round) {
+      State forks[2] = {State(rule, kH, kK, kV), State()};
+      run_forward(rule, shared, 0, 127, forks[0], 1);
+      forks[1] = forks[0];
+      std::vector<float> stepped[2];
+      at_once(2, [&](int i) { stepped[i] = run_steps(rule, shared, 127, forks[i]); });
+      for (int i = 0; i < 2; ++i) EXPECT_TRUE(same_bits(stepped[i], expected)) << name_of(rule) << ", fork " << i;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace loglinear
