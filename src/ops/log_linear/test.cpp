@@ -9,7 +9,7 @@
 
 #include "base/cpu_features.hpp"
 #include "ops/log_linear/cpu.hpp"
-#include "ops/log_linear/problem.hpp"
+#include "ops/log_linear/test_problem.hpp"
 #include "ops/log_linear/ref.hpp"
 
 namespace loglinear::testing {
