@@ -5,7 +5,7 @@
 //     S <- exp(g_t) erase_t(S),  then the token writes w_t v_t^T
 //
 // For the definition (any scalar type): erase, write and their adjoints. For the chunk kernel: the matrix `mix` below,
-// which is all that the hierarchy needs to know about a chunk (docs/algorithm.md derives it):
+// which is all that the hierarchy needs to know about a chunk (docs/algorithm.md, section 5.3):
 //
 //     mix (C, C) lower triangular: the chunk's tokens together write K^T (mix V) and erase S <- S - K^T (mix K S)
 //

@@ -1,5 +1,5 @@
 // Time of log-linear attention beside the multiply-add peak measured in the same run. Useful work is counted by the
-// formula of docs/algorithm.md, "Cost"; a result that does not match the reference is not reported.
+// formula of docs/algorithm.md, section 7; a result that does not match the reference is not reported.
 
 #include <benchmark/benchmark.h>
 

@@ -1,5 +1,5 @@
 // One head of one sequence in chunks, forward and backward, and one token of a head. Compiled once per instruction set.
-// The mathematics and the names below are those of docs/algorithm.md, "Chunks".
+// The mathematics and the names are those of docs/algorithm.md, sections 5 and 6.
 
 #if defined(LOGLINEAR_OPS_LOG_LINEAR_CHUNK_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef LOGLINEAR_OPS_LOG_LINEAR_CHUNK_INL_H_
