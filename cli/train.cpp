@@ -9,6 +9,7 @@
 #include "app/train.hpp"
 #include "commands.hpp"
 #include "interrupt.hpp"
+#include "loglinear/error.hpp"
 
 namespace loglinear::cli {
 namespace {
@@ -44,15 +45,19 @@ int run_train(const Flags& flags) {
   const Interrupt interrupt;
   app::TrainHooks hooks;
   hooks.terminal = isatty(STDOUT_FILENO) != 0;
-  hooks.print = [closed = false](std::string_view text) mutable {
+  hooks.warn = [](const std::string& text) { std::fprintf(stderr, "[train] warning: %s\n", text.c_str()); };
+  // Lines that nobody can read any more are no reason to lose a training.
+  hooks.print = [&hooks, closed = false](std::string_view text) mutable {
     if (closed) return;
     try {
       print(text);
-    } catch (const OutputClosed&) {  // nobody reads the lines any more; the training goes on
+    } catch (const OutputClosed&) {
       closed = true;
+    } catch (const Error& error) {
+      closed = true;
+      hooks.warn(std::string(error.what()) + "; the training goes on");
     }
   };
-  hooks.warn = [](const std::string& text) { std::fprintf(stderr, "[train] warning: %s\n", text.c_str()); };
   hooks.interrupted = [&] { return interrupt.requested(); };
   const app::TrainResult result = app::train(settings, hooks);
   if (!result.interrupted) return 0;

@@ -210,6 +210,12 @@ TEST_F(BadInput, DiskFullOnOutput) {
   const int status = std::system(command.c_str());
   EXPECT_EQ(WEXITSTATUS(status), 1);
   EXPECT_NE(file_text(scratch_ / "err").find("standard output"), std::string::npos);
+  // A training goes on to its end and says so.
+  const std::string resume = std::string(LOGLINEAR_PROGRAM) + " train --resume --steps 6 --out " + out.string() +
+                             " > /dev/full 2> " + (scratch_ / "err").string();
+  EXPECT_EQ(WEXITSTATUS(std::system(resume.c_str())), 0);
+  EXPECT_NE(file_text(scratch_ / "err").find("goes on"), std::string::npos);
+  EXPECT_TRUE(fs::exists(out / "step-0000006" / "model.safetensors"));
   // A reader that leaves is no error.
   EXPECT_EQ(WEXITSTATUS(std::system((std::string("bash -c 'set -o pipefail; ") + LOGLINEAR_PROGRAM + " eval " +
                                      out.string() + " --data " + text_ + " | true'")

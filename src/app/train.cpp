@@ -191,7 +191,8 @@ class Trainer {
   std::int64_t total_steps_ = 0;  // 0 when the clock decides
   std::int64_t saved_ = -1;       // step of the newest checkpoint
   std::string checkpoint_;
-  double began_ = 0;  // the clock when p_.seconds was 0
+  std::vector<std::string> changes_;  // settings that differ from the checkpoint's
+  double began_ = 0;                  // the clock when p_.seconds was 0
   // Since this process started its current interval.
   double busy_seconds_ = 0, step_seconds_ = 0, interval_tokens_ = 0;
   double last_rate_ = 0, last_norm_ = kNaN;
@@ -212,8 +213,7 @@ void Trainer::check_resumable(const TrainingCheckpoint& checkpoint) {
     fail("train", "{} was validated on other text than this --data or --val-data", name);
   for (const auto& [key, value] : now.items())
     if (key != "data" && key != "val-data" && then.contains(key) && then.at(key) != value)
-      console_.line(
-          fmt::format("changed since the checkpoint: {} from {} to {}", key, then.at(key).dump(), value.dump()));
+      changes_.push_back(fmt::format("changed   {} from {} to {}", key, then.at(key).dump(), value.dump()));
 }
 
 void Trainer::start() {
@@ -287,6 +287,7 @@ void Trainer::start() {
                   s_.minutes > 0 ? fmt::format("{:g} minutes", s_.minutes) : fmt::format("{} steps", total_steps_),
                   format_count(static_cast<double>(s_.batch_tokens * s_.accumulate)), s_.out));
   if (checkpoint) console_.line(fmt::format("resumed   from {}", checkpoint_));
+  for (const std::string& change : changes_) console_.line(change);
   if (s_.resume && !checkpoint) console_.line("resumed   nothing: no checkpoint yet, starting from the beginning");
 }
 
