@@ -215,30 +215,23 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
 
   template <class... Args>
   [[noreturn]] void refuse(fmt::format_string<Args...> format, Args&&... args) const {
-    const std::string message = fmt::format(format, std::forward<Args>(args)...);
-    if (name_ == kMetadata) fail("safetensors", "{}: {}: {}", file_, kMetadata, message);
-    fail("safetensors", "{}: tensor {}: {}", file_, in_quotes(name_), message);
+    refuse_as(fmt::format(format, std::forward<Args>(args)...));
+  }
+  [[noreturn]] void refuse_as(const std::string& message) const {
+    const std::string place = name_ == kMetadata ? kMetadata : "tensor " + in_quotes(name_);
+    fail("safetensors", "{}: {}: {}", file_, place, message);
   }
   [[noreturn]] void number_refused(const std::string& text) const {
     if (place_ == Place::shape) refuse("the shape needs integers from 0 to 2^63 - 1, got {}", text);
     if (place_ == Place::offsets) refuse("data_offsets needs integers from 0 to 2^64 - 1, got {}", text);
     unexpected("a number");
   }
-  [[noreturn]] void unexpected(const char* what) const {
-    switch (place_) {
-      case Place::outside:
-        fail("safetensors", "{}: the header is {}, need an object", file_, what);
-      case Place::top:
-        refuse("got {}, need an object", what);
-      case Place::metadata:
-        refuse("{} is {}, need a text", in_quotes(key_), what);
-      case Place::tensor:
-        refuse("{} is {}, need {}", key_, what, key_ == "dtype" ? "a text" : "a list of integers");
-      case Place::shape:
-      case Place::offsets:
-        break;
-    }
-    refuse("{} holds {}, need integers", key_, what);
+  [[noreturn]] void unexpected(const std::string& what) const {
+    if (place_ == Place::outside) fail("safetensors", "{}: the header is {}, need an object", file_, what);
+    if (place_ == Place::top) refuse_as("got " + what + ", need an object");
+    if (place_ == Place::metadata) refuse_as(in_quotes(key_) + " is " + what + ", need a text");
+    if (place_ != Place::tensor) refuse_as(key_ + " holds " + what + ", need integers");
+    refuse_as(key_ + " is " + what + (key_ == "dtype" ? ", need a text" : ", need a list of integers"));
   }
 
   const std::string& file_;
