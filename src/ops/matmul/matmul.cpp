@@ -65,14 +65,19 @@ void matmul(Transpose a_transposed, Transpose b_transposed, std::int64_t M, std:
   check_rows(kWhere, "b", b_t ? N : K, b_t ? K : N, b, ldb);
   check_rows(kWhere, "c", M, N, c, ldc);
 
-  // Tiles of this size already run at oneDNN's full speed on one core; many of them share out evenly.
-  constexpr std::int64_t kTileRows = 128, kTileColumns = 256;
-  const std::int64_t down = (M + kTileRows - 1) / kTileRows, across = (N + kTileColumns - 1) / kTileColumns;
+  // oneDNN copies its operands anew for every tile, so large tiles lose least (a few percent to one whole product); but
+  // there must be enough of them to share out.
+  constexpr std::int64_t kLargeRows = 256, kLargeColumns = 512, kEnough = 16;
+  const auto ceil_div = [](std::int64_t n, std::int64_t by) { return (n + by - 1) / by; };
+  const bool large = ceil_div(M, kLargeRows) * ceil_div(N, kLargeColumns) >= kEnough;
+  const std::int64_t tile_rows = large ? kLargeRows : kLargeRows / 2;
+  const std::int64_t tile_columns = large ? kLargeColumns : kLargeColumns / 2;
+  const std::int64_t down = ceil_div(M, tile_rows), across = ceil_div(N, tile_columns);
   // A product this small is done before other threads have woken up.
   const bool small = static_cast<double>(M) * static_cast<double>(N) * static_cast<double>(K) < 1e5;
   parallel_for(down * across, small ? 1 : threads, [&](std::int64_t i) {
-    const std::int64_t m = i / across * kTileRows, n = i % across * kTileColumns;
-    const std::int64_t rows = std::min(kTileRows, M - m), columns = std::min(kTileColumns, N - n);
+    const std::int64_t m = i / across * tile_rows, n = i % across * tile_columns;
+    const std::int64_t rows = std::min(tile_rows, M - m), columns = std::min(tile_columns, N - n);
     T* to = c + m * ldc + n;
     if (K == 0) {
       if (beta == 0)

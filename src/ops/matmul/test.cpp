@@ -56,8 +56,9 @@ TYPED_TEST_SUITE(Matmul, Floats);
 
 TYPED_TEST(Matmul, definition) {
   using T = TypeParam;
-  const std::int64_t shapes[][3] = {{1, 1, 1},    {1, 7, 5},     {5, 1, 9},     {3, 4, 0},       {0, 4, 3},   {4, 0, 3},
-                                    {17, 33, 65}, {128, 256, 8}, {129, 257, 7}, {130, 300, 150}, {260, 70, 3}};
+  const std::int64_t shapes[][3] = {{1, 1, 1},     {1, 7, 5},       {5, 1, 9},    {3, 4, 0},
+                                    {0, 4, 3},     {4, 0, 3},       {17, 33, 65}, {128, 256, 8},
+                                    {129, 257, 7}, {130, 300, 150}, {260, 70, 3}, {1025, 1601, 20}};
   for (const auto& [M, N, K] : shapes)
     for (Transpose a_t : {kNo, kYes})
       for (Transpose b_t : {kNo, kYes})
@@ -84,8 +85,8 @@ TYPED_TEST(Matmul, bits_do_not_depend_on_threads) {
   const std::int64_t tokens = sizeof(T) == 4 ? 5000 : 700;
   for (const Problem<T>& p : {Problem<T>(kNo, kYes, tokens, 300, 129), Problem<T>(kNo, kNo, tokens, 129, 300),
                               Problem<T>(kYes, kNo, 300, 129, tokens), Problem<T>(kYes, kNo, 512, 512, tokens),
-                              Problem<T>(kNo, kYes, 1, 1000, 256), Problem<T>(kNo, kYes, 7, 1000, 256),
-                              Problem<T>(kYes, kYes, 200, 300, 100)})
+                              Problem<T>(kYes, kNo, 1030, 2049, tokens / 20), Problem<T>(kNo, kYes, 1, 1000, 256),
+                              Problem<T>(kNo, kYes, 7, 1000, 256), Problem<T>(kYes, kYes, 200, 300, 100)})
     for (T beta : {T(0), T(1)})
       expect_same_for_threads([&](int threads) { return std::vector<std::vector<T>>{p.run(beta, threads).data}; });
 }
