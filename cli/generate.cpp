@@ -23,6 +23,7 @@ struct Flags {
   std::string checkpoint, dash, prompt, prompt_file, state_load, state_save;
   bool has_prompt = false, json = false;
   int threads = 0;
+  std::int64_t seed = 0;
   app::GenerateSettings settings;
 };
 
@@ -163,7 +164,7 @@ void add_generate(CLI::App& app, Run& run) {
       ->capture_default_str();
   command->add_option("--repetition-window", sampler.repetition_window, "how many recent bytes are penalised")
       ->capture_default_str();
-  command->add_option("--seed", settings.seed, "of the sampling; the same seed gives the same text")
+  command->add_option("--seed", flags->seed, "of the sampling; the same seed gives the same text")
       ->capture_default_str();
   command->add_option("--state-save", flags->state_save, "file to write the state after the last byte to");
   command->add_option("--state-load", flags->state_load, "file with a saved state to go on from");
@@ -181,6 +182,7 @@ Examples:
   git log | loglinear generate model)");
   command->callback([&run, flags, prompt] {
     flags->has_prompt = prompt->count() > 0;
+    flags->settings.seed = static_cast<std::uint64_t>(flags->seed);
     run = [flags] { return run_generate(*flags); };
   });
 }

@@ -266,7 +266,8 @@ ordered_json Demo::run() {
     fail_usage("demo", "seconds: got {}, need more than 0 and at most 86400", s_.seconds);
   if (s_.threads < 0 || s_.threads > 4096)
     fail_usage("demo", "threads: got {}, need 0 (all cores) to 4096", s_.threads);
-  if (s_.seed < 0) fail_usage("demo", "seed: got {}, need >= 0", s_.seed);
+  constexpr std::int64_t kLargestSeed = 1'000'000'000'000'000;
+  if (s_.seed < 0 || s_.seed > kLargestSeed) fail_usage("demo", "seed: got {}, need 0 to {}", s_.seed, kLargestSeed);
   if (s_.text.empty()) s_.text = default_demo_text();
   read();
   const bool done = train();
