@@ -8,6 +8,7 @@
 #include <cstring>
 #include <limits>
 
+#include "base/cpu_features.hpp"
 #include "base/vector_math.hpp"
 
 #ifndef LOGLINEAR_VECTOR_MATH_TABLE
@@ -436,31 +437,29 @@ HWY_ATTR void add_tile_product(std::int64_t M, std::int64_t N, std::int64_t K, c
 }
 
 template <class T>
-Table<T> table() {
-  return {sigmoid<T>,
-          softplus<T>,
-          softplus_backward<T>,
-          silu<T>,
-          silu_backward<T>,
-          silu_product<T>,
-          silu_product_backward<T>,
-          max<T>,
-          exp_sum<T>,
-          dot<T>,
-          add_scaled<T>,
-          scale<T>,
-          combine<T>,
-          add_product<T>,
-          add_products<T>,
-          scaled_product<T>,
-          adamw<T>,
-          add_tile_product<T>};
-}
+constexpr Table<T> kTable = {sigmoid<T>,
+                             softplus<T>,
+                             softplus_backward<T>,
+                             silu<T>,
+                             silu_backward<T>,
+                             silu_product<T>,
+                             silu_product_backward<T>,
+                             max<T>,
+                             exp_sum<T>,
+                             dot<T>,
+                             add_scaled<T>,
+                             scale<T>,
+                             combine<T>,
+                             add_product<T>,
+                             add_products<T>,
+                             scaled_product<T>,
+                             adamw<T>,
+                             add_tile_product<T>};
 
 }  // namespace
 
-Table<float> table_f32() { return table<float>(); }
-Table<double> table_f64() { return table<double>(); }
+const Table<float>& table_f32() { return kTable<float>; }
+const Table<double>& table_f64() { return kTable<double>; }
 
 }  // namespace loglinear::vec::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -475,13 +474,12 @@ namespace {
 
 template <class T>
 const Table<T>& table() {
-  if constexpr (sizeof(T) == sizeof(float)) {
-    static const Table<float> chosen = HWY_DYNAMIC_DISPATCH(table_f32)();
-    return chosen;
-  } else {
-    static const Table<double> chosen = HWY_DYNAMIC_DISPATCH(table_f64)();
-    return chosen;
-  }
+  static const bool applied = (apply_instruction_set_from_environment(), true);
+  static_cast<void>(applied);
+  if constexpr (sizeof(T) == sizeof(float))
+    return HWY_DYNAMIC_DISPATCH(table_f32)();
+  else
+    return HWY_DYNAMIC_DISPATCH(table_f64)();
 }
 
 }  // namespace
