@@ -5,12 +5,13 @@
 
 #include <bit>
 #include <complex>
+#include <cstdio>
 #include <functional>
 
 #include "base/cpu_features.hpp"
 #include "ops/log_linear/cpu.hpp"
-#include "ops/log_linear/test_problem.hpp"
 #include "ops/log_linear/ref.hpp"
+#include "ops/log_linear/test_problem.hpp"
 
 namespace loglinear::testing {
 namespace {
@@ -661,6 +662,50 @@ TEST(Property, ZeroDecayFactorAndZeroWrites) {
     log_linear::backward(p.backward_args());
     EXPECT_TRUE(close("out", p.out.values(), want.problem.out.values(), 2e-5));
     expect_gradients(p, want.problem);
+  }
+}
+
+// ---- accuracy
+// --------------------------------------------------------------------------------------------------------
+
+// The largest error of each form over lengths that matter, printed: docs/numerics.md quotes this table.
+TEST(Accuracy, Table) {
+#ifdef LOGLINEAR_SANITIZED
+  const std::int64_t T = 700;
+#else
+  const std::int64_t T = 4099;
+#endif
+  std::printf("%-14s %-5s %9s %9s %9s %9s %9s %9s %9s\n", "rule", "dtype", "out", "dq", "dk", "dv", "dg", "dscales",
+              "dbeta");
+  for (Rule rule : kRules) {
+    const auto row = [&]<class E>(E) {
+      Problem<E> p({.rule = rule, .T = T, .G = 1, .H = 2, .K = 32, .V = 32, .L = 14}, 12);
+      Reference<E> want(p);
+      want.forward();
+      want.backward();
+      log_linear::forward(p.forward_args());
+      log_linear::backward(p.backward_args());
+      std::printf("%-14s %-5s", name_of(rule), name_of(dtype_of<E>));
+      const auto print = [](const std::vector<double>& got, const std::vector<double>& exact) {
+        double difference = 0, norm = 0;
+        for (std::size_t i = 0; i < got.size(); ++i) {
+          difference += (got[i] - exact[i]) * (got[i] - exact[i]);
+          norm += exact[i] * exact[i];
+        }
+        std::printf(" %9.1e", std::sqrt(difference / norm));
+      };
+      Problem<double>& w = want.problem;
+      print(p.out.values(), w.out.values());
+      print(p.dq.values(), w.dq.values()), print(p.dk.values(), w.dk.values()), print(p.dv.values(), w.dv.values());
+      print(p.dg.values(), w.dg.values()), print(p.dlevel_scales.values(), w.dlevel_scales.values());
+      if (has_beta(rule)) print(p.dbeta.values(), w.dbeta.values());
+      std::printf("\n");
+      EXPECT_TRUE(close("out", p.out.values(), w.out.values(), factor(rule) * forward_bound<E>()));
+      expect_gradients(p, w);
+    };
+    row(double());
+    row(float());
+    row(bfloat16());
   }
 }
 
