@@ -60,7 +60,11 @@ void check_flags(const Flags& flags) {
     fail_usage("generate", "give one prompt: --prompt, --prompt-file or -");
   if (flags.threads < 0 || flags.threads > 4096)
     fail_usage("generate", "threads: got {}, need 0 (all cores) to 4096", flags.threads);
-  if (flags.settings.max_tokens < 0) fail_usage("generate", "max-tokens: got {}, need >= 0", flags.settings.max_tokens);
+  // Numbers too long for their type arrive as the largest there is: the limit catches those too.
+  constexpr std::int64_t kMost = 1'000'000'000'000'000;
+  if (flags.settings.max_tokens < 0 || flags.settings.max_tokens > kMost)
+    fail_usage("generate", "max-tokens: got {}, need 0 to {}", flags.settings.max_tokens, kMost);
+  if (flags.seed < 0 || flags.seed > kMost) fail_usage("generate", "seed: got {}, need 0 to {}", flags.seed, kMost);
   app::check(flags.settings.sampler);
   app::TextStream(flags.settings.stop);
 }

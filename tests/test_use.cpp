@@ -1,10 +1,11 @@
 // generate, inspect, op and demo through the program, as a user runs them.
 
 #include <gtest/gtest.h>
-#include <nlohmann/json.hpp>
 
 #include <chrono>
 #include <cmath>
+#include <map>
+#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "io/safetensors.hpp"
@@ -140,8 +141,7 @@ TEST_F(Use, AStateContinuesWhereItWasSaved) {
   }
   // Loading and saving the same file goes on and on.
   std::string pieces = with({"--prompt-file", text_, "--max-tokens", "0", "--state-save", state});
-  for (int i = 0; i < 6; ++i)
-    pieces += with({"--state-load", state, "--state-save", state, "--max-tokens", i < 5 ? "10" : "10"});
+  for (int i = 0; i < 6; ++i) pieces += with({"--state-load", state, "--state-save", state, "--max-tokens", "10"});
   EXPECT_TRUE(one.starts_with(pieces)) << "what may be unfinished is kept in the state";
   // A state may be given more to read.
   EXPECT_NE(with({"--state-load", state, "--prompt", "\nZeile 9: ", "--max-tokens", "20"}), "");

@@ -108,12 +108,18 @@ std::vector<std::string> limit_documents(std::vector<std::string> documents, std
   return kept;
 }
 
-// The beginning of the longest document, up to kPromptBytes and not all of it, ending between characters.
+// The beginning of the longest document, up to kPromptBytes and not all of it, ending with a line where one ends (a
+// blank end is hard to go on from) or else between characters.
 std::string prompt_from(const std::vector<std::string>& documents) {
   const std::string& longest = *std::max_element(documents.begin(), documents.end(),
                                                  [](const auto& a, const auto& b) { return a.size() < b.size(); });
   const std::size_t length = std::min<std::size_t>(kPromptBytes, std::max<std::size_t>(1, longest.size() * 3 / 4));
-  return longest.substr(0, io::whole_characters(std::string_view(longest).substr(0, length)));
+  std::string prompt = longest.substr(0, io::whole_characters(std::string_view(longest).substr(0, length)));
+  if (const std::size_t line = prompt.rfind('\n'); line != std::string::npos && line >= prompt.size() / 2) {
+    const std::size_t last = prompt.find_last_not_of(" \t\r\n", line);
+    if (last != std::string::npos && last >= prompt.size() / 2) prompt = prompt.substr(0, last + 1);
+  }
+  return prompt;
 }
 
 // The end of a text, from the beginning of a line where one is near.
@@ -230,6 +236,7 @@ bool Demo::train() {
   report_["steps"] = result.step;
   report_["train_seconds"] = monotonic_seconds() - begin;
   report_["checkpoint"] = checkpoint_;
+  if (stopped) say("\ninterrupted; what was learnt so far is in {}", checkpoint_);
   return !stopped;
 }
 
