@@ -298,6 +298,8 @@ ordered_json Demo::run() {
     fail_usage("demo", "threads: got {}, need 0 (all cores) to 4096", s_.threads);
   constexpr std::int64_t kLargestSeed = 1'000'000'000'000'000;
   if (s_.seed < 0 || s_.seed > kLargestSeed) fail_usage("demo", "seed: got {}, need 0 to {}", s_.seed, kLargestSeed);
+  if (!s_.out.empty() && !list_checkpoints(s_.out).empty())
+    fail_usage("demo", "out: {} already holds checkpoints, need a new folder", s_.out.string());
   if (s_.text.empty()) s_.text = default_demo_text();
   read();
   const bool done = train();
