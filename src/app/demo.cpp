@@ -108,17 +108,20 @@ std::vector<std::string> limit_documents(std::vector<std::string> documents, std
   return kept;
 }
 
-// The beginning of the longest document, up to kPromptBytes and not all of it, ending with a line where one ends (a
-// blank end is hard to go on from) or else between characters.
+// The beginning of the longest document, up to kPromptBytes and not all of it: it ends with a blank line or the end of
+// a line's text where there is one in the second half (what comes next should be anything but more of the same blanks),
+// else between characters.
 std::string prompt_from(const std::vector<std::string>& documents) {
   const std::string& longest = *std::max_element(documents.begin(), documents.end(),
                                                  [](const auto& a, const auto& b) { return a.size() < b.size(); });
   const std::size_t length = std::min<std::size_t>(kPromptBytes, std::max<std::size_t>(1, longest.size() * 3 / 4));
   std::string prompt = longest.substr(0, io::whole_characters(std::string_view(longest).substr(0, length)));
-  if (const std::size_t line = prompt.rfind('\n'); line != std::string::npos && line >= prompt.size() / 2) {
-    const std::size_t last = prompt.find_last_not_of(" \t\r\n", line);
-    if (last != std::string::npos && last >= prompt.size() / 2) prompt = prompt.substr(0, last + 1);
-  }
+  const std::size_t half = prompt.size() / 2;
+  if (const std::size_t blank = prompt.rfind("\n\n"); blank != std::string::npos && blank >= half)
+    return prompt.substr(0, blank + 2);
+  if (const std::size_t line = prompt.rfind('\n'); line != std::string::npos)
+    if (const std::size_t last = prompt.find_last_not_of(" \t\r\n", line); last != std::string::npos && last >= half)
+      return prompt.substr(0, last + 1);
   return prompt;
 }
 

@@ -15,7 +15,7 @@ namespace loglinear::app {
 struct DemoSettings {
   io::Path text;         // a file or a folder; empty: the headers of the C++ standard library (default_demo_text)
   io::Path out;          // training folder; empty: a new folder for temporary files
-  double seconds = 200;  // of training; (0, 86400]
+  double seconds = 180;  // of training; (0, 86400]
   std::int64_t seed = 1;
   std::int64_t threads = 0;  // 0: all cores
 };
