@@ -44,7 +44,7 @@ struct ForwardArgs {
   Rule rule = Rule::scalar_decay;
   ConstTensor q, k;          // (B, T, G, K)
   ConstTensor v;             // (B, T, H, V)
-  ConstTensor g;             // (B, T, H)     natural-log decay, <= 0
+  ConstTensor g;             // (B, T, H)     natural-log decay, <= 0; minus infinity forgets everything older
   ConstTensor beta;          // (B, T, H)     write strength; only for rules that have it, otherwise absent
   ConstTensor level_scales;  // (B, T, H, L)  L >= 1
   Tensor out;                // (B, T, H, V)  written

@@ -181,18 +181,54 @@ HWY_NOINLINE void product(std::int64_t M, std::int64_t N, std::int64_t K, const 
   }
 }
 
+// A block of kTransposeBlock<T> rows and columns: as many as a 128-bit vector has lanes, transposed in registers.
+#if HWY_TARGET == HWY_SCALAR
+template <class T>
+inline constexpr std::int64_t kTransposeBlock = 1;
+
+template <class T>
+HWY_INLINE void transpose_block(const T* HWY_RESTRICT from, std::int64_t, T* HWY_RESTRICT to, std::int64_t) {
+  *to = *from;
+}
+#else
+template <class T>
+inline constexpr std::int64_t kTransposeBlock = 16 / sizeof(T);
+
+HWY_INLINE void transpose_block(const float* HWY_RESTRICT from, std::int64_t ld_from, float* HWY_RESTRICT to,
+                                std::int64_t ld_to) {
+  const hn::FixedTag<float, 4> d;
+  const auto r0 = hn::LoadU(d, from), r1 = hn::LoadU(d, from + ld_from);
+  const auto r2 = hn::LoadU(d, from + 2 * ld_from), r3 = hn::LoadU(d, from + 3 * ld_from);
+  const auto a = hn::InterleaveLower(d, r0, r1), b = hn::InterleaveLower(d, r2, r3);
+  const auto p = hn::InterleaveUpper(d, r0, r1), q = hn::InterleaveUpper(d, r2, r3);
+  hn::StoreU(hn::ConcatLowerLower(d, b, a), d, to);
+  hn::StoreU(hn::ConcatUpperUpper(d, b, a), d, to + ld_to);
+  hn::StoreU(hn::ConcatLowerLower(d, q, p), d, to + 2 * ld_to);
+  hn::StoreU(hn::ConcatUpperUpper(d, q, p), d, to + 3 * ld_to);
+}
+
+HWY_INLINE void transpose_block(const double* HWY_RESTRICT from, std::int64_t ld_from, double* HWY_RESTRICT to,
+                                std::int64_t ld_to) {
+  const hn::FixedTag<double, 2> d;
+  const auto r0 = hn::LoadU(d, from), r1 = hn::LoadU(d, from + ld_from);
+  hn::StoreU(hn::InterleaveLower(d, r0, r1), d, to);
+  hn::StoreU(hn::InterleaveUpper(d, r0, r1), d, to + ld_to);
+}
+
+#endif
+
 // to (columns, rows) = from (rows, columns)^T; padding of `to` up to a whole vector is zero.
 template <class T>
 HWY_NOINLINE void transpose(std::int64_t rows, std::int64_t columns, const T* HWY_RESTRICT from, std::int64_t ld_from,
                             T* HWY_RESTRICT to, std::int64_t ld_to) {
-  constexpr std::int64_t kBlock = 8;
-  for (std::int64_t c0 = 0; c0 < columns; c0 += kBlock)
-    for (std::int64_t r0 = 0; r0 < rows; r0 += kBlock) {
-      const std::int64_t c1 = c0 + kBlock < columns ? c0 + kBlock : columns,
-                         r1 = r0 + kBlock < rows ? r0 + kBlock : rows;
-      for (std::int64_t c = c0; c < c1; ++c)
-        for (std::int64_t r = r0; r < r1; ++r) to[c * ld_to + r] = from[r * ld_from + c];
-    }
+  constexpr std::int64_t kBlock = kTransposeBlock<T>, kStrip = 16;  // a strip of columns at a time stays in cache
+  const std::int64_t whole_rows = rows / kBlock * kBlock, whole_columns = columns / kBlock * kBlock;
+  for (std::int64_t c0 = 0; c0 < whole_columns; c0 += kStrip)
+    for (std::int64_t r = 0; r < whole_rows; r += kBlock)
+      for (std::int64_t c = c0; c < std::min(c0 + kStrip, whole_columns); c += kBlock)
+        transpose_block(from + r * ld_from + c, ld_from, to + c * ld_to + r, ld_to);
+  for (std::int64_t c = 0; c < columns; ++c)
+    for (std::int64_t r = c < whole_columns ? whole_rows : 0; r < rows; ++r) to[c * ld_to + r] = from[r * ld_from + c];
   if (const std::int64_t end = padded(rows); end > rows)
     for (std::int64_t c = 0; c < columns; ++c)
       std::memset(to + c * ld_to + rows, 0, static_cast<std::size_t>(end - rows) * sizeof(T));

@@ -37,11 +37,15 @@ using log_linear::cpu::FinalState;
 // Levels past this one do not exist: positions have 62 bits.
 inline constexpr std::int64_t kMaxLevels = 64;
 
+// y = exp(x), padding up to a whole vector included. Highway's exponential makes 0 of a NaN: keep the NaN.
 template <class T>
 HWY_INLINE void exp_all(std::int64_t n, const T* x, T* y) {
   const Lanes<T> d;
   const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
-  for (std::int64_t i = 0; i < padded(n); i += N) hn::StoreU(hn::Exp(d, hn::LoadU(d, x + i)), d, y + i);
+  for (std::int64_t i = 0; i < padded(n); i += N) {
+    const auto v = hn::LoadU(d, x + i);
+    hn::StoreU(hn::IfThenElse(hn::Eq(v, v), hn::Exp(d, v), v), d, y + i);
+  }
 }
 
 // Sum of x[i] * y[i].
@@ -256,6 +260,7 @@ class Heads {
 
   // One allocation, cut up. Matrices are (rows, padded columns).
   void take_scratch(bool backward) {
+    if (sequence_.tokens == 0) return;  // only states pass through
     const std::int64_t CC = C_ * Cp_, CK = C_ * Kp_, CV = C_ * Vp_, KC = K_ * Cp_, VC = V_ * Cp_;
     struct Cut {
       T** to;
@@ -353,9 +358,10 @@ class Heads {
   void load_head() {
     const std::int64_t t = sequence_.first + first_;
     load_rows<T>(v_in_, sequence_.batch, t, h_, n_, V_, v_, Vp_);
+    prefetch_rows(v_in_, t + n_, std::min(C_, sequence_.tokens - first_ - n_), V_);
     // Decays are sums inside the piece, in double: differences of them lose nothing.
     double sum = 0;
-    for (std::int64_t i = 0; i < n_; ++i) sums_[i] = sum += gate(g_in_, t + i);
+    for (std::int64_t i = 0; i < n_; ++i) sums_[i] = sum += log_linear::bounded_decay(gate(g_in_, t + i));
     for (std::int64_t i = 0; i < n_; ++i) exponent_[i] = static_cast<T>(sums_[i]);
     clear_padding(exponent_);
     exp_all(n_, exponent_, gamma_);
@@ -454,6 +460,15 @@ class Heads {
     exp_all(n_, exponent_, weight_);
     if (found) std::copy(weight_, weight_ + n_, found);
     for (std::int64_t i = 0; i < n_; ++i) weight_[i] *= scales_[i * Ls_ + level_of(i, state.begin)];
+  }
+
+  // Rows of a head lie far apart, which hardware does not foresee.
+  void prefetch_rows(const ConstTensor& x, std::int64_t t, std::int64_t n, std::int64_t width) const {
+    const std::int64_t element = static_cast<std::int64_t>(size_of(x.dtype));
+    for (std::int64_t i = 0; i < n; ++i) {
+      const char* row = static_cast<const char*>(x.data) + gate_offset(x, t + i) * element;
+      for (std::int64_t at = 0; at < width * element; at += 64) __builtin_prefetch(row + at, 0, 2);
+    }
   }
 
   void clear_padding(T* x) const {
@@ -855,7 +870,7 @@ void step_head(const StepArgs& args, const Sizes& s, std::int64_t b, std::int64_
     k[a] = log_linear::get<T>(args.k, at(args.k, group) + a);
   }
   for (std::int64_t j = 0; j < V; ++j) v[j] = log_linear::get<T>(args.v, at(args.v, h) + j);
-  const double g = log_linear::get<double>(args.g, at(args.g, h));
+  const double g = log_linear::bounded_decay(log_linear::get<double>(args.g, at(args.g, h)));
   const T beta = Rule::kErases ? log_linear::get<T>(args.beta, at(args.beta, h)) : T(1);
   const auto scale = [&](std::int64_t l) {
     return log_linear::get<T>(args.level_scales, at(args.level_scales, h) + std::min(l, s.L - 1));

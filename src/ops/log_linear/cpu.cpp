@@ -1,4 +1,5 @@
-// The chunk kernel of log-linear attention, forward and backward, and the step kernel: docs/algorithm.md, sections 5 and 6.
+// The chunk kernel of log-linear attention, forward and backward, and the step kernel: docs/algorithm.md, sections 5
+// and 6.
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/log_linear/cpu.cpp"

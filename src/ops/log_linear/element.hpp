@@ -41,4 +41,8 @@ void put(const Tensor& x, std::int64_t i, S value) {
   }
 }
 
+// g as the kernels sum it. Below -1e4 the exponential is zero in any type; bounding it there keeps sums of g exact
+// enough after a token that wipes the state, minus infinity included. NaN stays NaN.
+inline double bounded_decay(double g) { return g < -1e4 ? -1e4 : g; }
+
 }  // namespace loglinear::log_linear

@@ -247,7 +247,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const std::int64_t G = choose.in(1, 3), H = G * choose.in(1, 3) + (choose.one_in(50) ? 1 : 0);
   std::int64_t K = choose.in(1, choose.one_in(4) ? 40 : 9), V = choose.in(1, choose.one_in(4) ? 40 : 9);
   std::int64_t L = choose.in(1, 10);
-  if (B * T == 0 && choose.one_in(8)) K = std::int64_t{1} << choose.in(3, 16);  // no memory behind it
+  if (B * T == 0 && choose.one_in(8)) K = std::int64_t{1} << choose.in(3, 30);  // no memory behind it
   const Values values = choose.one_in(3) ? Values::wild : Values::tame;
   std::uint64_t random = choose.bits(2);
 

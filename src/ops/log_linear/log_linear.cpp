@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <new>
 
 #include "base/cpu_features.hpp"
 #include "base/error.hpp"
@@ -79,9 +80,17 @@ void sum_ranges(const BackwardArgs& args, const Plan& plan, std::int64_t ranges,
   }
 }
 
-}  // namespace
+// The library has one error type: running out of memory becomes it.
+template <class Body>
+void guarded(const char* where, const Body& body) {
+  try {
+    body();
+  } catch (const std::bad_alloc&) {
+    fail(where, "out of memory");
+  }
+}
 
-void forward(const ForwardArgs& args) {
+void forward_checked(const ForwardArgs& args) {
   const Plan plan = check("log_linear.forward", args);
   apply_instruction_set_from_environment();
   const Sizes& s = plan.sizes;
@@ -104,7 +113,7 @@ void forward(const ForwardArgs& args) {
         state_of(args.rule, s, plan.sequences[n].position + plan.sequences[n].tokens, std::move(finals[n]));
 }
 
-void backward(const BackwardArgs& args) {
+void backward_checked(const BackwardArgs& args) {
   const Plan plan = check("log_linear.backward", args);
   apply_instruction_set_from_environment();
   const Sizes& s = plan.sizes;
@@ -148,7 +157,7 @@ void backward(const BackwardArgs& args) {
     args.dinitial_state[n] = state_of(args.rule, s, plan.sequences[n].position, std::move(dinitials[n]));
 }
 
-void step(const StepArgs& args) {
+void step_checked(const StepArgs& args) {
   const Plan plan = check("log_linear.step", args);
   apply_instruction_set_from_environment();
   const Sizes& s = plan.sizes;
@@ -180,12 +189,25 @@ void step(const StepArgs& args) {
     for (State::Slot& slot : slots[b])
       for (std::int64_t h = 0; h < s.H; ++h) {
         const std::int64_t at = b * args.g.stride[0] + h * args.g.stride[1];
-        slot.log_decay[h] += args.g.dtype == DType::f64 ? static_cast<const double*>(args.g.data)[at]
-                                                        : static_cast<const float*>(args.g.data)[at];
+        slot.log_decay[h] += bounded_decay(get<double>(args.g, at));
       }
     slots[b].push_back({carry, fresh[b], std::vector<double>(s.H, 0.0)});
     args.states[b].assign(position + 1, std::move(slots[b]));
   }
+}
+
+}  // namespace
+
+void forward(const ForwardArgs& args) {
+  guarded("log_linear.forward", [&] { forward_checked(args); });
+}
+
+void backward(const BackwardArgs& args) {
+  guarded("log_linear.backward", [&] { backward_checked(args); });
+}
+
+void step(const StepArgs& args) {
+  guarded("log_linear.step", [&] { step_checked(args); });
 }
 
 }  // namespace loglinear::log_linear

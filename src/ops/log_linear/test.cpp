@@ -648,11 +648,28 @@ TEST(Property, NaNStaysInItsHeadAndSequence) {
   }
 }
 
+// A NaN gate must show in everything it decays, not vanish in an exponential.
+TEST(Property, ANaNDecayIsNotSwallowed) {
+  for (Rule rule : kRules)
+    for (std::int64_t at : {5, 63, 64, 70}) {
+      const std::int64_t T = 130, V = 4;
+      Problem<float> p({.rule = rule, .T = T, .K = 8, .V = V, .L = 9}, 8);
+      p.g[at] = std::numeric_limits<float>::quiet_NaN();
+      log_linear::forward(p.forward_args());
+      for (std::int64_t t = 0; t < T; ++t)
+        ASSERT_EQ(std::isnan(p.out[t * V]), t >= at) << "t " << t << ", NaN at " << at;
+    }
+}
+
 TEST(Property, ZeroDecayFactorAndZeroWrites) {
   for (Rule rule : kRules) {
     Problem<float> p({.rule = rule, .T = 150, .K = 8, .V = 8, .L = 9}, 4);
     for (std::int64_t t = 0; t < 150; ++t) {
-      p.g[t] = t % 7 == 0 ? -1000.0f : -0.01f;  // exp underflows to zero
+      // The exponential underflows to zero, or is asked to be zero: tokens after it must lose no precision.
+      p.g[t] = t % 7 == 0    ? -1000.0f
+               : t % 31 == 3 ? -1e30f
+               : t % 41 == 5 ? -std::numeric_limits<float>::infinity()
+                             : -0.01f;
       if (t % 5 == 0) p.beta[t] = 0;
     }
     Reference<float> want(p);
@@ -662,6 +679,15 @@ TEST(Property, ZeroDecayFactorAndZeroWrites) {
     log_linear::backward(p.backward_args());
     EXPECT_TRUE(close("out", p.out.values(), want.problem.out.values(), 2e-5));
     expect_gradients(p, want.problem);
+    Problem<float> steps({.rule = rule, .T = 150, .K = 8, .V = 8, .L = 9}, 4);
+    steps.g.set(p.g.values()), steps.beta.set(p.beta.values());
+    std::vector<State> states(1, State(rule, 1, 8, 8));
+    for (std::int64_t t = 0; t < 150; ++t) {
+      log_linear::StepArgs s = step_args(steps.forward_args(), t);
+      s.states = states;
+      log_linear::step(s);
+    }
+    EXPECT_TRUE(close("step", steps.out.values(), want.problem.out.values(), 2e-5));
   }
 }
 
