@@ -260,8 +260,6 @@ void Demo::talk() {
   read_text_into(*model_, context, prompt);
   GenerateSettings settings;
   settings.seed = static_cast<std::uint64_t>(s_.seed);
-  settings.sampler.temperature = 0.7;
-  settings.sampler.top_p = 0.95;
   settings.max_tokens = 400;
   const std::size_t state = context.state.bytes();
   const std::int64_t position = context.state.position();
