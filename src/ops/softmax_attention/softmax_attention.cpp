@@ -147,7 +147,9 @@ void softmax_attention_forward(std::span<const AttentionSequence> sequences, con
 
   parallel_for(static_cast<std::int64_t>(items.size()), threads, [&](std::int64_t i) {
     // Late queries have the most keys: they go first.
-    const auto [s, h, first] = items[items.size() - 1 - static_cast<std::size_t>(i)];
+    const Item& item = items[items.size() - 1 - static_cast<std::size_t>(i)];
+    const std::size_t s = item.sequence;
+    const std::int64_t h = item.head, first = item.first;
     const AttentionSequence& seq = sequences[s];
     const std::int64_t rows = std::min(kQueryTile, seq.q_count - first), group = h / (H / G);
     const Mask mask{seq.k_count - seq.q_count, shape.window};
@@ -250,7 +252,9 @@ void softmax_attention_backward(std::span<const AttentionSequence> sequences, co
     for (std::int64_t first = 0; first < sequences[s].q_count; first += kQueryTile)
       for (std::int64_t h = 0; h < H; ++h) items.push_back({s, h, first});
   parallel_for(static_cast<std::int64_t>(items.size()), threads, [&](std::int64_t i) {
-    const auto [s, h, first] = items[items.size() - 1 - static_cast<std::size_t>(i)];
+    const Item& item = items[items.size() - 1 - static_cast<std::size_t>(i)];
+    const std::size_t s = item.sequence;
+    const std::int64_t h = item.head, first = item.first;
     const AttentionSequence& seq = sequences[s];
     const std::int64_t rows = std::min(kQueryTile, seq.q_count - first), group = h / (H / G);
     const Mask mask{seq.k_count - seq.q_count, shape.window};
@@ -285,7 +289,9 @@ void softmax_attention_backward(std::span<const AttentionSequence> sequences, co
       for (std::int64_t group = 0; group < G; ++group) items.push_back({s, group, begin});
   // Early keys have the most queries.
   parallel_for(static_cast<std::int64_t>(items.size()), threads, [&](std::int64_t i) {
-    const auto [s, group, begin] = items[static_cast<std::size_t>(i)];
+    const Item& item = items[static_cast<std::size_t>(i)];
+    const std::size_t s = item.sequence;
+    const std::int64_t group = item.head, begin = item.first;
     const AttentionSequence& seq = sequences[s];
     const std::int64_t count = std::min(kKeyTile, seq.k_count - begin);
     const Mask mask{seq.k_count - seq.q_count, shape.window};
