@@ -11,9 +11,9 @@
 //
 // with kErases = false where mix is the identity and nothing is erased.
 
+#include <rules/files.hpp>  // the file of every rule in rules.def
+
 #include "loglinear/rule.hpp"
-#include "rules/gated_delta.hpp"
-#include "rules/scalar_decay.hpp"
 
 namespace loglinear {
 
