@@ -14,19 +14,29 @@
 namespace loglinear {
 namespace {
 
-constexpr std::int64_t kT = 150, kG = 1, kH = 2, kK = 8, kV = 8, kL = 6;
+// Large enough that forward and backward wake threads of their own.
+constexpr std::int64_t kT = 300, kG = 1, kH = 8, kK = 32, kV = 8, kL = 6;
+#ifdef LOGLINEAR_SANITIZED  // one look is enough where a tool does the looking
+constexpr int kRounds = 3;
+constexpr int kThreadCounts[] = {3};
+#else
+constexpr int kRounds = 20;
+constexpr int kThreadCounts[] = {2, 3, 4};
+#endif
 
 struct Inputs {
+  std::int64_t tokens;
   std::vector<float> q, k, v, g, beta, scales, dout;
 
-  explicit Inputs(std::uint64_t seed)
-      : q(draw(seed, 1, kT * kG * kK)),
-        k(draw(seed, 2, kT * kG * kK)),
-        v(draw(seed, 3, kT * kH * kV)),
-        g(draw(seed, 4, kT * kH)),
-        beta(draw(seed, 5, kT * kH)),
-        scales(draw(seed, 6, kT * kH * kL)),
-        dout(draw(seed, 7, kT * kH * kV)) {
+  explicit Inputs(std::uint64_t seed, std::int64_t tokens = kT)
+      : tokens(tokens),
+        q(draw(seed, 1, tokens * kG * kK)),
+        k(draw(seed, 2, tokens * kG * kK)),
+        v(draw(seed, 3, tokens * kH * kV)),
+        g(draw(seed, 4, tokens * kH)),
+        beta(draw(seed, 5, tokens * kH)),
+        scales(draw(seed, 6, tokens * kH * kL)),
+        dout(draw(seed, 7, tokens * kH * kV)) {
     for (float& x : g) x = -0.1f * x * x;
     for (float& x : beta) x = 0.1f * x * x;
   }
@@ -85,20 +95,20 @@ std::vector<float> run_backward(Rule rule, const Inputs& x, int threads) {
       dscales(x.scales.size());
   log_linear::BackwardArgs args;
   args.rule = rule;
-  args.q = Tensor(const_cast<float*>(x.q.data()), {1, kT, kG, kK});
-  args.k = Tensor(const_cast<float*>(x.k.data()), {1, kT, kG, kK});
-  args.v = Tensor(const_cast<float*>(x.v.data()), {1, kT, kH, kV});
-  args.g = Tensor(const_cast<float*>(x.g.data()), {1, kT, kH});
-  args.level_scales = Tensor(const_cast<float*>(x.scales.data()), {1, kT, kH, kL});
-  args.dout = Tensor(const_cast<float*>(x.dout.data()), {1, kT, kH, kV});
-  args.dq = Tensor(dq.data(), {1, kT, kG, kK});
-  args.dk = Tensor(dk.data(), {1, kT, kG, kK});
-  args.dv = Tensor(dv.data(), {1, kT, kH, kV});
-  args.dg = Tensor(dg.data(), {1, kT, kH});
-  args.dlevel_scales = Tensor(dscales.data(), {1, kT, kH, kL});
+  args.q = Tensor(const_cast<float*>(x.q.data()), {1, x.tokens, kG, kK});
+  args.k = Tensor(const_cast<float*>(x.k.data()), {1, x.tokens, kG, kK});
+  args.v = Tensor(const_cast<float*>(x.v.data()), {1, x.tokens, kH, kV});
+  args.g = Tensor(const_cast<float*>(x.g.data()), {1, x.tokens, kH});
+  args.level_scales = Tensor(const_cast<float*>(x.scales.data()), {1, x.tokens, kH, kL});
+  args.dout = Tensor(const_cast<float*>(x.dout.data()), {1, x.tokens, kH, kV});
+  args.dq = Tensor(dq.data(), {1, x.tokens, kG, kK});
+  args.dk = Tensor(dk.data(), {1, x.tokens, kG, kK});
+  args.dv = Tensor(dv.data(), {1, x.tokens, kH, kV});
+  args.dg = Tensor(dg.data(), {1, x.tokens, kH});
+  args.dlevel_scales = Tensor(dscales.data(), {1, x.tokens, kH, kL});
   if (has_beta(rule)) {
-    args.beta = Tensor(const_cast<float*>(x.beta.data()), {1, kT, kH});
-    args.dbeta = Tensor(dbeta.data(), {1, kT, kH});
+    args.beta = Tensor(const_cast<float*>(x.beta.data()), {1, x.tokens, kH});
+    args.dbeta = Tensor(dbeta.data(), {1, x.tokens, kH});
   }
   args.threads = threads;
   log_linear::backward(args);
@@ -178,13 +188,28 @@ TEST(Threads, TheLastForkMayTakeTheMatrix) {
     run_forward(rule, shared, 0, 127, prefix, 1);
     State alone = prefix;
     const std::vector<float> expected = run_steps(rule, shared, 127, alone);
-    for (int round = 0; round < 20; ++round) {
+    for (int round = 0; round < kRounds; ++round) {
       State forks[2] = {State(rule, kH, kK, kV), State()};
       run_forward(rule, shared, 0, 127, forks[0], 1);
       forks[1] = forks[0];
       std::vector<float> stepped[2];
       at_once(2, [&](int i) { stepped[i] = run_steps(rule, shared, 127, forks[i]); });
       for (int i = 0; i < 2; ++i) EXPECT_TRUE(same_bits(stepped[i], expected)) << name_of(rule) << ", fork " << i;
+    }
+  }
+}
+
+// The library's own threads, and enough tokens that the sums over heads are shared out as well.
+TEST(Threads, AnyNumberGivesTheSameBits) {
+  for (Rule rule : kRules) {
+    const Inputs x(4, 7 * kT);
+    State state(rule, kH, kK, kV);
+    const std::vector<float> forward = run_forward(rule, x, 0, x.tokens, state, 1);
+    const std::vector<float> backward = run_backward(rule, x, 1);
+    for (int threads : kThreadCounts) {
+      State own(rule, kH, kK, kV);
+      EXPECT_TRUE(same_bits(run_forward(rule, x, 0, x.tokens, own, threads), forward)) << name_of(rule) << threads;
+      EXPECT_TRUE(same_bits(run_backward(rule, x, threads), backward)) << name_of(rule) << threads;
     }
   }
 }
