@@ -594,14 +594,14 @@ class Heads {
       T *dp = dp_ + i * Cp_, *read = cc_;
       for (std::int64_t s = 0; s <= i; ++s) {
         read[s] = dp[s] * p0[s] * decay[s];
-        column_[s] += read[s] * scale_row_[s];
-        dp[s] *= decay[s] * scale_row_[s];  // now dP0
+        column_[s] += s < i ? read[s] * scale_row_[s] : T(0);  // a token does not decay what it writes itself
+        dp[s] *= decay[s] * scale_row_[s];                     // now dP0
       }
       for (std::int64_t s = i + 1; s < padded(n_); ++s) dp[s] = T(0);
       for_runs(i, [&](std::int64_t l, std::int64_t s0, std::int64_t s1) HWY_ATTR {
         const T sum = sum_of(s1 - s0, read + s0);
         dscales_[i * Ls_ + l] += sum;
-        dsums_[i] += static_cast<double>(sum) * scales_[i * Ls_ + l];
+        if (s0 < i) dsums_[i] += static_cast<double>(sum) * scales_[i * Ls_ + l];
       });
     }
     for (std::int64_t s = 0; s < n_; ++s) dsums_[s] -= column_[s];
@@ -704,11 +704,11 @@ class Heads {
       for (std::int64_t i = 0; i < n_; ++i) {
         for (std::int64_t s = 0; s <= i; ++s) {
           cc_[s] = dtg_[i * Cp_ + s] * tg_[i * Cp_ + s];
-          column_[s] += cc_[s];
+          column_[s] += s < i ? cc_[s] : T(0);
           dmix_[i * Cp_ + s] = dtg_[i * Cp_ + s] * decay_[i * Cp_ + s];
         }
         for (std::int64_t s = i + 1; s < padded(n_); ++s) dmix_[i * Cp_ + s] = T(0);
-        dsums_[i] += sum_of(i + 1, cc_);
+        dsums_[i] += sum_of(i, cc_);
       }
       for (std::int64_t s = 0; s < n_; ++s) dsums_[s] -= column_[s];
       // P0 = QK mix

@@ -656,6 +656,16 @@ TEST(Property, NaNStaysInItsHeadAndSequence) {
   }
 }
 
+// The first token of a sequence decays nothing: its dg is zero, not nearly zero.
+TEST(Property, TheFirstDecayHasNoGradient) {
+  for (Rule rule : kRules)
+    for (std::int64_t T : {1, 2, 70}) {
+      Problem<float> p({.rule = rule, .T = T, .K = 8, .V = 8, .L = 9}, 8);
+      log_linear::backward(p.backward_args());
+      EXPECT_NEAR(p.dg[0], 0.0f, T == 1 ? 0.0f : 1e-5f) << name_of(rule) << " T " << T;
+    }
+}
+
 // A NaN gate must show in everything it decays, not vanish in an exponential.
 TEST(Property, ANaNDecayIsNotSwallowed) {
   for (Rule rule : kRules)
