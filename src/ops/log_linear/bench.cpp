@@ -172,4 +172,3 @@ BENCHMARK_CAPTURE(step, gated_delta_H16_K128_V128, Rule::gated_delta, 16, 128, 1
 
 }  // namespace
 }  // namespace loglinear
-
