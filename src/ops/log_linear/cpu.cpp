@@ -7,7 +7,9 @@
 #include <hwy/highway.h>
 
 #include "base/matrix-inl.h"
+#include "ops/log_linear/backward-inl.h"
 #include "ops/log_linear/chunk-inl.h"
+#include "ops/log_linear/step-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace loglinear::log_linear::cpu {
