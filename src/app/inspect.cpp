@@ -1,7 +1,6 @@
 #include "app/inspect.hpp"
 
 #include <algorithm>
-#include <bit>
 #include <charconv>
 #include <cmath>
 #include <filesystem>
@@ -54,12 +53,16 @@ void add_tensors(const io::SafetensorsFile& file, bool stats, ordered_json& repo
   report["tensors"] = std::move(list);
 }
 
-// The blocks of tokens that a state at `position` holds a matrix for, oldest first.
-ordered_json live_slots(std::int64_t position) {
+// The blocks of tokens that a state holds a matrix for, oldest first: those of the slots of these bits, up to
+// `boundary`.
+ordered_json live_slots(const std::vector<int>& bits, std::int64_t boundary) {
   ordered_json slots = ordered_json::array();
-  for (int bit = std::bit_width(static_cast<std::uint64_t>(position)) - 1; bit >= 0; --bit)
-    if (position >> bit & 1)
-      slots.push_back({{"bit", bit}, {"first", ((position >> bit) - 1) << bit}, {"tokens", std::int64_t{1} << bit}});
+  std::int64_t first = 0;
+  for (const int bit : bits) {
+    const std::int64_t end = boundary >> bit << bit;  // where the next smaller block begins
+    slots.push_back({{"bit", bit}, {"first", first}, {"tokens", end - first}});
+    first = end;
+  }
   return slots;
 }
 
@@ -93,7 +96,18 @@ ordered_json inspect_context(const io::SafetensorsFile& file) {
   report["state_bytes"] = bytes;
   if (family->mixer != nn::MixerKind::attention) {
     report["rule"] = name_of(family->mixer == nn::MixerKind::mamba2 ? Rule::scalar_decay : Rule::gated_delta);
-    report["live_slots"] = live_slots(position);
+    // Every layer has the same slots: those of the first one.
+    std::vector<int> bits;
+    std::int64_t open = 0;
+    for (int bit = 62; bit >= 0; --bit)
+      if (std::any_of(file.tensors().begin(), file.tensors().end(), [&](const io::TensorInfo& info) {
+            return info.name.starts_with("state.layers.") && info.name.ends_with(fmt::format(".state.bit{}", bit));
+          }))
+        bits.push_back(bit);
+    for (const io::TensorInfo& info : file.tensors())
+      if (info.name.ends_with(".state.open.k") && info.shape.size() == 3) open = info.shape[1];
+    report["live_slots"] = live_slots(bits, position - open);
+    report["open_tokens"] = open;
   }
   report["fingerprint"] = value("fingerprint");
   return report;
@@ -101,6 +115,8 @@ ordered_json inspect_context(const io::SafetensorsFile& file) {
 
 ordered_json inspect_state(const io::Path& path) {
   const State state = load_state(path);
+  std::vector<int> bits;
+  for (const State::Slot& slot : state.slots()) bits.push_back(slot.bit);
   return {{"kind", "state"},
           {"path", path.string()},
           {"rule", name_of(state.rule())},
@@ -110,7 +126,9 @@ ordered_json inspect_state(const io::Path& path) {
           {"value_width", state.value_width()},
           {"position", state.position()},
           {"state_bytes", state.bytes()},
-          {"live_slots", live_slots(state.position())}};
+          {"chunk", state.chunk()},
+          {"live_slots", live_slots(bits, state.boundary())},
+          {"open_tokens", state.open_tokens()}};
 }
 
 ordered_json inspect_folder(const io::Path& path, bool stats) {

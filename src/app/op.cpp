@@ -194,7 +194,9 @@ void check_memory(const io::SafetensorsFile& file, const Problem& p, const OpSet
   const bool keeps_states = settings.form == Form::step || p.cuts.size() > 2;
   const double heads = keeps_states ? static_cast<double>(p.H) * static_cast<double>(p.N)
                                     : std::min<double>(thread_count(settings.threads), static_cast<double>(p.H));
-  const double need = matrix * levels * heads;
+  const double chunk = settings.chunk > 0 ? settings.chunk : default_chunk(p.K, p.V);  // its tokens are kept as well
+  const double tokens = chunk * (static_cast<double>(p.K + p.V) + chunk) * (p.dtype == DType::f64 ? 8 : 4);
+  const double need = (matrix * levels + tokens) * heads;
   // (256 bytes a sequence stand for what a State itself takes)
   if (!(need + 256.0 * static_cast<double>(p.N) < machine / 2))
     fail("op", "{}: B = {}, H = {}, K = {}, V = {} need {:.1f} GiB of states; the machine has {:.1f} GiB", file.name(),
@@ -303,7 +305,7 @@ void run_steps(Problem& p, const OpSettings& settings, std::span<State> states, 
 std::vector<std::vector<State>> run_forward(Problem& p, const OpSettings& settings) {
   const std::size_t pieces = p.cuts.size() - 1;
   const DType state_dtype = p.dtype == DType::f64 ? DType::f64 : DType::f32;
-  const State empty(p.rule, p.H, p.K, p.V, state_dtype);
+  const State empty(p.rule, p.H, p.K, p.V, state_dtype, settings.chunk);
   std::vector<State> states(static_cast<std::size_t>(p.N), empty);
   std::vector<std::vector<State>> began;
   for (std::size_t i = 0; i < pieces; ++i) {

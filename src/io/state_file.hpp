@@ -17,13 +17,13 @@
 
 namespace loglinear::io {
 
-// Appends the state's tensors and metadata. The views refer to the state's own memory, which must stay alive and
-// unchanged until they are written.
+// Appends the state's tensors and metadata. The views refer to the state's own memory and to what is appended to
+// `memory`, which must stay alive and unchanged until they are written.
 void append_state(const State& state, const std::string& prefix, std::vector<TensorView>& tensors,
-                  std::map<std::string, std::string>& metadata);
+                  std::map<std::string, std::string>& metadata, std::vector<std::vector<std::byte>>& memory);
 
 // Reads the state of that prefix back. Error, naming the file and the prefix, when anything is missing or contradicts
-// the rest, also when there is a tensor "<prefix>slot.*" that the position does not account for.
+// the rest, also when there is a tensor "<prefix>slot.*" or "<prefix>open.*" that the position does not account for.
 State read_state(const SafetensorsFile& file, const std::string& prefix);
 
 }  // namespace loglinear::io

@@ -8,30 +8,49 @@
 namespace loglinear::io {
 namespace {
 
+constexpr int kChunk = 4;
+
 // A state with arbitrary but reproducible contents.
 State make_state(Rule rule, std::int64_t heads, std::int64_t key_width, std::int64_t value_width, DType dtype,
                  std::int64_t position) {
-  State state(rule, heads, key_width, value_width, dtype);
+  State state(rule, heads, key_width, value_width, dtype, kChunk);
   std::vector<State::Slot> slots;
   std::uint64_t random = static_cast<std::uint64_t>(position) + 1;
   const auto next = [&] { return static_cast<double>((random = random * 6364136223846793005u + 1) >> 40) * 0x1p-24; };
-  for (int bit = 62; bit >= 0; --bit) {
+  const auto fill = [&](Buffer& buffer) {
+    for (std::size_t i = 0; i < buffer.size() / size_of(dtype); ++i) {
+      if (dtype == DType::f64)
+        reinterpret_cast<double*>(buffer.data())[i] = next() - 0.5;
+      else
+        reinterpret_cast<float*>(buffer.data())[i] = static_cast<float>(next() - 0.5);
+    }
+  };
+  for (int bit = 62; bit >= 2; --bit) {
     if (!(position >> bit & 1)) continue;
     State::Slot slot;
     slot.bit = bit;
     const std::size_t elements = static_cast<std::size_t>(heads * key_width * value_width);
-    slot.matrix = std::make_shared<std::vector<std::byte>>(elements * size_of(dtype));
-    for (std::size_t i = 0; i < elements; ++i) {
-      if (dtype == DType::f64)
-        reinterpret_cast<double*>(slot.matrix->data())[i] = next() - 0.5;
-      else
-        reinterpret_cast<float*>(slot.matrix->data())[i] = static_cast<float>(next() - 0.5);
-    }
+    slot.matrix = std::make_shared<Buffer>(elements * size_of(dtype));
+    fill(*slot.matrix);
     for (std::int64_t h = 0; h < heads; ++h) slot.log_decay.push_back(-next());
     slots.push_back(std::move(slot));
   }
-  state.assign(position, std::move(slots));
+  std::shared_ptr<State::Open> open = state.new_open(heads);
+  for (Buffer* rows : {&open->k, &open->v, &open->g, &open->beta}) fill(*rows);
+  state.assign(position, std::move(slots), open);
   return state;
+}
+
+std::vector<std::byte> bytes_of(const Buffer& buffer) { return {buffer.begin(), buffer.end()}; }
+
+// The rows in use of open tokens (heads, C, ...).
+std::vector<std::byte> rows_of(const State& state, const Buffer& buffer) {
+  std::vector<std::byte> rows;
+  const std::size_t head = buffer.size() / static_cast<std::size_t>(state.heads());
+  for (std::size_t h = 0; h < static_cast<std::size_t>(state.heads()) && head > 0; ++h)
+    rows.insert(rows.end(), buffer.begin() + h * head,
+                buffer.begin() + h * head + head / kChunk * static_cast<std::size_t>(state.open_tokens()));
+  return rows;
 }
 
 void expect_equal(const State& a, const State& b) {
@@ -41,12 +60,18 @@ void expect_equal(const State& a, const State& b) {
   EXPECT_EQ(a.key_width(), b.key_width());
   EXPECT_EQ(a.value_width(), b.value_width());
   EXPECT_EQ(a.position(), b.position());
+  EXPECT_EQ(a.chunk(), b.chunk());
   ASSERT_EQ(a.slots().size(), b.slots().size());
   for (std::size_t i = 0; i < a.slots().size(); ++i) {
     EXPECT_EQ(a.slots()[i].bit, b.slots()[i].bit);
-    EXPECT_EQ(*a.slots()[i].matrix, *b.slots()[i].matrix);
+    EXPECT_EQ(bytes_of(*a.slots()[i].matrix), bytes_of(*b.slots()[i].matrix));
     EXPECT_EQ(a.slots()[i].log_decay, b.slots()[i].log_decay);
   }
+  ASSERT_EQ(a.open() != nullptr, b.open() != nullptr);
+  if (!a.open()) return;
+  EXPECT_EQ(a.open()->groups, b.open()->groups);
+  for (Buffer State::Open::*rows : {&State::Open::k, &State::Open::v, &State::Open::g, &State::Open::beta})
+    EXPECT_EQ(rows_of(a, (*a.open()).*rows), rows_of(b, (*b.open()).*rows));
 }
 
 TEST(StateFile, RoundTrip) {
@@ -70,8 +95,9 @@ TEST(StateFile, SeveralInOneFile) {
   const State two = make_state(Rule::gated_delta, 1, 2, 2, DType::f64, 4);
   std::vector<TensorView> tensors;
   std::map<std::string, std::string> metadata;
-  append_state(one, "layers.0.", tensors, metadata);
-  append_state(two, "layers.1.", tensors, metadata);
+  std::vector<std::vector<std::byte>> memory;
+  append_state(one, "layers.0.", tensors, metadata, memory);
+  append_state(two, "layers.1.", tensors, metadata, memory);
   const SafetensorsFile file = SafetensorsFile::from_bytes(safetensors_bytes(tensors, metadata), "two");
   expect_equal(read_state(file, "layers.0."), one);
   expect_equal(read_state(file, "layers.1."), two);
@@ -81,7 +107,7 @@ TEST(StateFile, SeveralInOneFile) {
 // A saved state with one thing changed.
 class LyingState : public ::testing::Test {
  protected:
-  LyingState() { append_state(state_, "", tensors, metadata); }
+  LyingState() { append_state(state_, "", tensors, metadata, memory_); }
   void expect_refused(const std::string& part) {
     write_safetensors(folder_ / "s", tensors, metadata);
     EXPECT_ERROR(load_state(folder_ / "s"), part);
@@ -98,7 +124,8 @@ class LyingState : public ::testing::Test {
 
  private:
   TestFolder folder_;
-  const State state_ = make_state(Rule::scalar_decay, 2, 3, 4, DType::f32, 5);
+  std::vector<std::vector<std::byte>> memory_;
+  const State state_ = make_state(Rule::scalar_decay, 2, 3, 4, DType::f32, 23);  // bits 4 and 2, three open tokens
 };
 
 TEST_F(LyingState, Metadata) {
@@ -110,17 +137,25 @@ TEST_F(LyingState, Metadata) {
     expect_refused(part);
   };
   with("format", "else", "metadata \"format\" is \"else\"");
-  with("version", "2", "metadata \"version\" is \"2\"");
+  with("version", "1", "metadata \"version\" is \"1\"");
   with("rule", "none", "metadata \"rule\" is \"none\"");
   with("dtype", "bf16", "metadata \"dtype\" is \"bf16\"");
   for (const char* bad : {"", "-1", "0x5", "5 ", " 5", "5.0", "9223372036854775808", "nan"})
     with("position", bad, "metadata \"position\"");
   for (const char* bad : {"0", "-2", "1152921504606846976", "99999999999999999999"})
     with("heads", bad, "metadata \"heads\"");
-  with("position", "4", "a state at position 4 has no such slot");
-  with("position", "7", "there is no tensor \"slot.1.matrix\"");
-  with("position", "9223372036854775807", "there is no tensor \"slot.62.matrix\"");
-  with("heads", "1", "got shape (2, 3, 4), need (1, 3, 4)");
+  with("position", "20", "metadata \"groups\"");
+  with("position", "22", "got shape (2, 3, 3), need (2, 2, 3)");
+  with("position", "19", "slots: got bits (4, 2)");
+  with("position", "31", "slots: got bits (4, 2)");
+  with("position", "9223372036854775807", "slots: got bits (4, 2)");
+  for (const char* bad : {"", "0", "-1", "3", "512"}) with("chunk", bad, "metadata \"chunk\"");
+  with("chunk", "1", "metadata \"groups\"");
+  with("chunk", "8", "got shape (2, 3, 3), need (2, 7, 3)");
+  for (const char* bad : {"0", "-1", "3"}) with("groups", bad, "metadata \"groups\"");
+  with("groups", "1", "got shape (2, 3, 3), need (1, 3, 3)");
+  with("heads", "1", "metadata \"groups\"");
+  with("heads", "4", "got shape (2, 3, 4), need (4, 3, 4)");
   with("key_width", "4", "got shape (2, 3, 4), need (2, 4, 4)");
   with("value_width", "1048576", "need (2, 3, 1048576)");
   with("dtype", "f64", "got F32, need F64");
@@ -140,14 +175,20 @@ TEST_F(LyingState, Tensors) {
   tensor("slot.2.log_decay").bytes = std::as_bytes(std::span(infinite));
   expect_refused("tensor \"slot.2.log_decay\": holds inf");
   tensors = original;
-  tensor("slot.0.log_decay") = view_of<double>("slot.0.log_decay", {1}, one);
+  tensor("slot.4.log_decay") = view_of<double>("slot.4.log_decay", {1}, one);
   expect_refused("got shape (1), need (2)");
   tensors = original;
-  tensor("slot.0.log_decay").element = Element::I64;
+  tensor("slot.4.log_decay").element = Element::I64;
   expect_refused("got I64, need F64");
   tensors = original;
-  tensor("slot.0.matrix").name = "slot.1.matrix";
-  expect_refused("there is no tensor \"slot.0.matrix\"");
+  tensor("slot.4.matrix").name = "slot.3.matrix";
+  expect_refused("there is no tensor \"slot.3.log_decay\"");
+  tensors = original;
+  tensor("open.v").name = "open.w";
+  expect_refused("there is no tensor \"open.v\"");
+  tensors = original;
+  tensors.push_back(view_of<double>("open.w", {1}, one));
+  expect_refused("a state at position 23 has no such tensor");
   tensors = original;
   tensors.push_back(view_of<double>("extra", {1}, one));
   expect_refused("unknown tensor \"extra\"");
@@ -168,7 +209,8 @@ TEST(StateFileProperty, AnyPosition) {
                                    static_cast<std::int64_t>(position >> 1));
     std::vector<TensorView> tensors;
     std::map<std::string, std::string> metadata;
-    append_state(state, "p.", tensors, metadata);
+    std::vector<std::vector<std::byte>> memory;
+    append_state(state, "p.", tensors, metadata, memory);
     expect_equal(read_state(SafetensorsFile::from_bytes(safetensors_bytes(tensors, metadata), "m"), "p."), state);
   }));
 }

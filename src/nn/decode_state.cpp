@@ -1,5 +1,6 @@
 #include "nn/decode_state.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -38,6 +39,22 @@ std::string shown(const std::vector<std::int64_t>& shape) {
   return "(" + text + ")";
 }
 
+// The arrays of open tokens, of which a saved state has the rows in use.
+struct OpenArray {
+  const char* name;
+  Buffer State::Open::*rows;
+  std::int64_t heads, width;
+};
+template <class T>
+std::vector<OpenArray> open_arrays(const LayerState<T>& layer) {
+  const State& state = layer.state;
+  std::vector<OpenArray> arrays = {{"state.open.k", &State::Open::k, layer.groups, state.key_width()},
+                                   {"state.open.v", &State::Open::v, state.heads(), state.value_width()},
+                                   {"state.open.g", &State::Open::g, state.heads(), 1}};
+  if (has_beta(state.rule())) arrays.push_back({"state.open.beta", &State::Open::beta, state.heads(), 1});
+  return arrays;
+}
+
 // Hands out the tensors of a saved state by name, each once, checked.
 class Shelf {
  public:
@@ -64,6 +81,8 @@ class Shelf {
     by_name_.erase(name);
     return values;
   }
+
+  bool has(const std::string& name) const { return by_name_.count(name) > 0; }
 
   void expect_empty() const {
     if (!by_name_.empty()) fail("state", "{}: this model has no such tensor", by_name_.begin()->first);
@@ -111,6 +130,17 @@ std::vector<StateTensor> DecodeStateOf<T>::save() const {
                              reinterpret_cast<const T*>(slot.matrix->data())));
       tensors.push_back(pack(name + ".log_decay", {state.heads()}, slot.log_decay.data()));
     }
+    const std::int64_t rows = state.open_tokens();
+    for (const OpenArray& array : open_arrays(layer)) {
+      if (rows == 0) break;
+      std::vector<T> packed;
+      for (std::int64_t h = 0; h < array.heads; ++h) {
+        const T* from =
+            reinterpret_cast<const T*>(((*state.open()).*array.rows).data()) + h * state.chunk() * array.width;
+        packed.insert(packed.end(), from, from + rows * array.width);
+      }
+      tensors.push_back(pack(prefix + array.name, {array.heads, rows, array.width}, packed.data()));
+    }
   }
   return tensors;
 }
@@ -137,17 +167,27 @@ void DecodeStateOf<T>::load(const std::vector<StateTensor>& tensors) {
     State& state = layer.state;
     std::vector<State::Slot> slots;
     for (int bit = 62; bit >= 0; --bit) {
-      if ((position >> bit & 1) == 0) continue;
       const std::string name = prefix + "state.bit" + std::to_string(bit);
+      if (!shelf.has(name)) continue;
       const std::vector<T> matrix = shelf.take<T>(name, {state.heads(), state.key_width(), state.value_width()});
       State::Slot slot;
       slot.bit = bit;
-      slot.matrix = std::make_shared<std::vector<std::byte>>(matrix.size() * sizeof(T));
+      slot.matrix = std::make_shared<Buffer>(matrix.size() * sizeof(T));
       std::memcpy(slot.matrix->data(), matrix.data(), slot.matrix->size());
       slot.log_decay = shelf.take<double>(name + ".log_decay", {state.heads()});
       slots.push_back(std::move(slot));
     }
-    state.assign(position, std::move(slots));
+    const std::int64_t chunk = state.chunk(), rows = position % chunk;
+    std::shared_ptr<State::Open> open;
+    for (const OpenArray& array : open_arrays(layer)) {
+      if (rows == 0) break;
+      const std::vector<T> packed = shelf.take<T>(prefix + array.name, {array.heads, rows, array.width});
+      if (!open) open = state.new_open(layer.groups);
+      for (std::int64_t h = 0; h < array.heads; ++h)
+        std::copy_n(packed.data() + h * rows * array.width, rows * array.width,
+                    reinterpret_cast<T*>(((*open).*array.rows).data()) + h * chunk * array.width);
+    }
+    state.assign(position, std::move(slots), std::move(open));
   }
   shelf.expect_empty();
 }

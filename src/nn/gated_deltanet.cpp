@@ -116,7 +116,7 @@ class GatedDeltaNet final : public Mixer<T> {
   }
 
   LayerState<T> new_state() const override {
-    return new_log_linear_state<T>(Rule::gated_delta, config_, conv_channels_);
+    return new_log_linear_state<T>(Rule::gated_delta, config_, H_, conv_channels_);
   }
 
  private:

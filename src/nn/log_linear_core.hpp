@@ -118,8 +118,10 @@ void run_log_linear(log_linear::ForwardArgs args, const Pass<T>& pass) {
 }
 
 template <class T>
-LayerState<T> new_log_linear_state(Rule rule, const ModelConfig& config, std::int64_t conv_channels) {
+LayerState<T> new_log_linear_state(Rule rule, const ModelConfig& config, std::int64_t groups,
+                                   std::int64_t conv_channels) {
   LayerState<T> state;
+  state.groups = groups;
   state.conv_rows = config.conv_width - 1;
   state.conv_channels = conv_channels;
   state.conv.assign(static_cast<std::size_t>(state.conv_rows * conv_channels), T{0});

@@ -110,7 +110,7 @@ class Mamba2 final : public Mixer<T> {
   }
 
   LayerState<T> new_state() const override {
-    return new_log_linear_state<T>(Rule::scalar_decay, config_, conv_channels_);
+    return new_log_linear_state<T>(Rule::scalar_decay, config_, config_.num_groups, conv_channels_);
   }
 
  private:

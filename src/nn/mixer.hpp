@@ -20,6 +20,7 @@ struct LayerState {
   // Log-linear kinds: the inputs of the convolution before the next token, and the operator's state.
   std::int64_t conv_rows = 0, conv_channels = 0;
   std::vector<T> conv;  // (conv_rows, conv_channels)
+  std::int64_t groups = 0;
   State state;
   // Attention: keys (rotated) and values of the newest tokens, all of them unless there is a window.
   std::int64_t kv_heads = 0, kv_width = 0, window = 0;

@@ -17,10 +17,11 @@ namespace HWY_NAMESPACE {
 template <class Rule, class T>
 void Heads<Rule, T>::backward(const BackwardArgs& args, const State* dfinal, const BackwardTarget& target,
                               FinalState* dinitial) {
-  take_scratch(true);
   std::vector<std::int64_t> firsts;  // of the pieces
-  for (std::int64_t first = 0; first < sequence_.tokens; first += piece_length(first)) firsts.push_back(first);
+  for (std::int64_t first = -sequence_.open; first < sequence_.tokens; first += piece_length(first))
+    firsts.push_back(first);
   const std::int64_t pieces = static_cast<std::int64_t>(firsts.size());
+  if (pieces > 0) take_scratch(true);
   // Live states are kept at every stride-th piece and recomputed in between: about sqrt(T) of them at a time.
   std::int64_t stride = 1;
   while (stride * stride < pieces) stride *= 2;
@@ -34,7 +35,7 @@ void Heads<Rule, T>::backward(const BackwardArgs& args, const State* dfinal, con
     advance(live);
   }
 
-  std::vector<Adjoint<T>> adjoints = import_adjoints(dfinal);
+  std::vector<Matrix<T>> adjoints = import_adjoints(dfinal);
   while (!kept.empty()) {
     const std::int64_t first = (static_cast<std::int64_t>(kept.size()) - 1) * stride;
     const std::int64_t last = std::min(pieces, first + stride);
@@ -52,7 +53,7 @@ void Heads<Rule, T>::backward(const BackwardArgs& args, const State* dfinal, con
       load(firsts[z]);
       load_queries();
       load_reads();
-      backward_piece(args, before.back(), adjoints, target);
+      backward_piece(args, before.back(), adjoints, dfinal, target, dinitial);
       before.pop_back();
     }
   }
@@ -62,9 +63,9 @@ void Heads<Rule, T>::backward(const BackwardArgs& args, const State* dfinal, con
 // The adjoint of reading and advancing over the loaded piece. adjoints: in, of the states after it; out, before it.
 template <class Rule, class T>
 void Heads<Rule, T>::backward_piece(const BackwardArgs& args, const std::vector<Live<T>>& live,
-                                    std::vector<Adjoint<T>>& adjoints, const BackwardTarget& target) {
-  const std::int64_t t = sequence_.first + first_;
-  load_rows<T>(args.dout, sequence_.batch, t, h_, n_, V_, dout_, Vp_);
+                                    std::vector<Matrix<T>>& adjoints, const State* dfinal, const BackwardTarget& target,
+                                    FinalState* dinitial) {
+  load_tokens(args.dout, h_, V_, nullptr, dout_, Vp_);
   transpose<T>(n_, V_, dout_, Vp_, doutt_, Cp_);
   transpose<T>(n_, V_, v_, Vp_, vt_, Cp_);
   transpose<T>(n_, K_, qe_, Kp_, qet_, Cp_);
@@ -81,16 +82,15 @@ void Heads<Rule, T>::backward_piece(const BackwardArgs& args, const std::vector<
 
   backward_inside();
 
-  const std::vector<NewBlock> blocks = new_blocks(position_, n_);
-  const std::size_t stay = adjoints.size() - blocks.size();  // states that live through the piece
-  for (std::size_t i = 0; i < blocks.size(); ++i)
-    if (const Matrix<T>& adjoint = adjoints[stay + i].matrix) dend += backward_build(blocks[i], adjoint.get());
-
-  std::vector<Adjoint<T>> before;
+  // Only a full chunk changes the states; the last tokens of a sequence may just read them.
+  const bool full = n_ == C_;
+  const std::size_t stay = adjoints.size() - (full ? 1 : 0);  // states that live through the piece
+  if (full && adjoints[stay]) dend += backward_build(adjoints[stay].get());
+  std::vector<Matrix<T>> before;
   for (std::size_t i = 0; i < live.size(); ++i) {
     // A state that was merged receives the adjoint of the block that took it in.
-    Matrix<T> adjoint = i < stay ? std::move(adjoints[i].matrix) : adjoints[stay].matrix;
-    before.push_back({live[i].bit, backward_state(live[i], std::move(adjoint), dend)});
+    Matrix<T> adjoint = i < stay ? std::move(adjoints[i]) : adjoints[stay];
+    before.push_back(backward_state(live[i], std::move(adjoint), full, dend));
   }
   adjoints = std::move(before);
 
@@ -98,20 +98,44 @@ void Heads<Rule, T>::backward_piece(const BackwardArgs& args, const std::vector<
 
   dsums_[n_ - 1] += dend;
   double sum = 0;
-  for (std::int64_t i = n_ - 1; i >= 0; --i) {
-    sum += dsums_[i];
-    log_linear::put<double>(args.dg, log_linear::offset(args.dg, sequence_.batch, t + i, h_), sum);
+  for (std::int64_t i = n_ - 1; i >= 0; --i) dsums_[i] = sum += dsums_[i];  // now dg
+  // The last tokens of the sequence are also in the final state, as they are.
+  if (!full && dfinal) add_open(*dfinal->open());
+
+  State::Open* open = dinitial ? dinitial->open.get() : nullptr;
+  const std::int64_t t = sequence_.first + first_;
+  for (std::int64_t i = 0; open && i < skip_; ++i) {
+    open_rows(open->g, 1)[i] = static_cast<T>(dsums_[i]);
+    if constexpr (Rule::kErases) open_rows(open->beta, 1)[i] = dbeta_[i];
+    std::copy(dv_ + i * Vp_, dv_ + i * Vp_ + V_, open_rows(open->v, V_) + i * V_);
   }
-  for (std::int64_t i = 0; i < n_; ++i) {
+  for (std::int64_t i = skip_; i < n_; ++i) {
+    log_linear::put<double>(args.dg, log_linear::offset(args.dg, sequence_.batch, t + i, h_), dsums_[i]);
     const std::int64_t at = log_linear::offset(args.dlevel_scales, sequence_.batch, t + i, h_);
     for (std::int64_t l = 0; l < L_; ++l)
       log_linear::put<T>(args.dlevel_scales, at + l, l < Ls_ ? dscales_[i * Ls_ + l] : T(0));
     if constexpr (Rule::kErases)
       log_linear::put<T>(args.dbeta, log_linear::offset(args.dbeta, sequence_.batch, t + i, h_), dbeta_[i]);
   }
-  store_rows<T>(args.dv, sequence_.batch, t, h_, n_, V_, dv_, Vp_);
+  store_tokens(args.dv, h_, V_, dv_, Vp_);
   store_keys(args.dq, dqet_, static_cast<T*>(target.dq), target.add);
   store_keys(args.dk, dkt_, static_cast<T*>(target.dk), target.add);
+}
+
+// The gradient of the final state in its open tokens, which are those of the loaded piece.
+template <class Rule, class T>
+void Heads<Rule, T>::add_open(const State::Open& d) {
+  const auto rows = [&](const Buffer& x, std::int64_t h, std::int64_t width) {
+    return reinterpret_cast<const T*>(x.data()) + h * C_ * width;
+  };
+  const T *dk = rows(d.k, group_, K_), *dv = rows(d.v, h_, V_), *dg = rows(d.g, h_, 1), *dbeta = rows(d.beta, h_, 1);
+  for (std::int64_t i = 0; i < n_; ++i) {
+    dsums_[i] += dg[i];
+    if constexpr (Rule::kErases) dbeta_[i] += dbeta[i];
+    for (std::int64_t j = 0; j < V_; ++j) dv_[i * Vp_ + j] += dv[i * V_ + j];
+    if (h_ == group_ * heads_)  // once for the heads that share the key
+      for (std::int64_t a = 0; a < K_; ++a) dkt_[a * Cp_ + i] += dk[i * K_ + a];
+  }
 }
 
 // out = P V with P = P0 * decay * scales.
@@ -139,44 +163,39 @@ void Heads<Rule, T>::backward_inside() {
   for (std::int64_t s = 0; s < n_; ++s) dsums_[s] -= column_[s];
 }
 
-// fresh = K^T diag(to_end) U for one new block with the given adjoint (K, Vp). Returns the gradient in the whole sum
-// of g.
+// The new state K^T diag(to_end) U with the given adjoint (K, Vp). Returns the gradient in the whole sum of g.
 template <class Rule, class T>
-double Heads<Rule, T>::backward_build(const NewBlock& block, const T* adjoint) {
+double Heads<Rule, T>::backward_build(const T* adjoint) {
   double dend = 0;
   T* ue = Rule::kErases ? u_ : ue_;
-  if (block.c0 > 0 || block.c1 < n_) std::fill(ue, ue + n_ * Vp_, T(0));
-  const std::int64_t last = effective_values(block, ue), rows = last - block.c0;
-  product<T>(rows, V_, K_, k_ + block.c0 * Kp_, Kp_, 1, adjoint, Vp_, due_ + block.c0 * Vp_, Vp_);
-  for (std::int64_t i = block.c0; i < last; ++i) {
+  effective_values(ue);
+  product<T>(n_, V_, K_, k_, Kp_, 1, adjoint, Vp_, due_, Vp_);
+  for (std::int64_t i = 0; i < n_; ++i) {
     const double r = dot(V_, due_ + i * Vp_, ue + i * Vp_);
     dend += r;
     dsums_[i] -= r;
     for (std::int64_t j = 0; j < Vp_; ++j) due_[i * Vp_ + j] *= to_end_[i];  // now dU
   }
   if constexpr (Rule::kErases) {
-    // U = Tg V over columns [c0, c1).
-    product<T>(rows, n_, V_, due_ + block.c0 * Vp_, Vp_, 1, vt_, Cp_, cc_, Cp_);
-    for (std::int64_t i = block.c0; i < n_; ++i)
-      for (std::int64_t s = block.c0; s < std::min(block.c1, i + 1); ++s)
-        dtg_[i * Cp_ + s] += cc_[(i - block.c0) * Cp_ + s];
-    product<T>(block.c1 - block.c0, V_, rows, tg_ + block.c0 * Cp_ + block.c0, 1, Cp_, due_ + block.c0 * Vp_, Vp_,
-               dv_ + block.c0 * Vp_, Vp_, {.beta = 1});
+    // U = Tg V
+    product<T>(n_, n_, V_, due_, Vp_, 1, vt_, Cp_, dtg_, Cp_, {.part = Part::lower_c});
+    product<T>(n_, V_, n_, tg_, 1, Cp_, due_, Vp_, dv_, Vp_, {.beta = 1, .part = Part::upper_a});
     transpose<T>(n_, V_, ue, Vp_, vct_, Cp_);
     product<T>(K_, n_, V_, adjoint, Vp_, 1, vct_, Cp_, dkt_, Cp_, {.beta = 1});
   } else {
-    for (std::int64_t i = block.c0; i < last; ++i)
+    for (std::int64_t i = 0; i < n_; ++i)
       for (std::int64_t j = 0; j < Vp_; ++j) dv_[i * Vp_ + j] += due_[i * Vp_ + j];
     product<T>(K_, n_, V_, adjoint, Vp_, 1, vt_, Cp_, x_, Cp_);
     for (std::int64_t a = 0; a < K_; ++a)
-      for (std::int64_t s = block.c0; s < block.c1; ++s) dkt_[a * Cp_ + s] += to_end_[s] * x_[a * Cp_ + s];
+      for (std::int64_t s = 0; s < n_; ++s) dkt_[a * Cp_ + s] += to_end_[s] * x_[a * Cp_ + s];
   }
   return dend;
 }
 
-// One live state over the piece: read by every token, erased, decayed. Returns the adjoint before the piece.
+// One live state over the piece: read by every token, and when the piece is a full chunk erased and decayed. Returns
+// the adjoint before the piece.
 template <class Rule, class T>
-Matrix<T> Heads<Rule, T>::backward_state(const Live<T>& state, Matrix<T> adjoint, double& dend) {
+Matrix<T> Heads<Rule, T>::backward_state(const Live<T>& state, Matrix<T> adjoint, bool full, double& dend) {
   const T* S = state.matrix.get();
   read_weights(state, found_);
   product<T>(K_, n_, V_, S, Vp_, 1, doutt_, Cp_, x_, Cp_);
@@ -189,10 +208,11 @@ Matrix<T> Heads<Rule, T>::backward_state(const Live<T>& state, Matrix<T> adjoint
       dots_[i] += qe[i] * x[i];
     }
   }
+  const std::int64_t l = level(state.bit + 1);
   for (std::int64_t i = 0; i < n_; ++i) {
-    dscales_[i * Ls_ + level_of(i, state.begin)] += dots_[i] * found_[i];
+    dscales_[i * Ls_ + l] += dots_[i] * found_[i];
     dsums_[i] += static_cast<double>(dots_[i]) * weight_[i];
-    const T weight = gamma_[i] * scales_[i * Ls_ + level_of(i, state.begin)];
+    const T weight = gamma_[i] * scales_[i * Ls_ + l];
     for (std::int64_t j = 0; j < Vp_; ++j) scaled_[i * Vp_ + j] = weight * dout_[i * Vp_ + j];
   }
   if (!adjoint) {
@@ -201,6 +221,17 @@ Matrix<T> Heads<Rule, T>::backward_state(const Live<T>& state, Matrix<T> adjoint
     return adjoint;
   }
 
+  const auto own = [&] {  // the adjoint may be shared with other parts of a merged state
+    if (adjoint.use_count() == 1) return;
+    Matrix<T> copy = take_matrix();
+    std::copy(adjoint.get(), adjoint.get() + K_ * Vp_, copy.get());
+    adjoint = std::move(copy);
+  };
+  if (!full) {
+    own();
+    product<T>(K_, V_, n_, qe_, 1, Kp_, scaled_, Vp_, adjoint.get(), Vp_, {.beta = 1});
+    return adjoint;
+  }
   const T decay = static_cast<T>(std::exp(sums_[n_ - 1]));
   const double whole = std::exp(state.log_decay + sums_[n_ - 1]);
   double change = inner(K_, adjoint.get(), S);
@@ -215,11 +246,7 @@ Matrix<T> Heads<Rule, T>::backward_state(const Live<T>& state, Matrix<T> adjoint
     product<T>(K_, n_, V_, adjoint.get(), Vp_, 1, vct_, Cp_, dkt_, Cp_, {.alpha = minus, .beta = 1});
   }
   dend += whole * change;
-  if (adjoint.use_count() > 1) {
-    Matrix<T> copy = take_matrix();
-    std::copy(adjoint.get(), adjoint.get() + K_ * Vp_, copy.get());
-    adjoint = std::move(copy);
-  }
+  own();
   // A decay of exactly zero must still clear the adjoint: beta = 0 means that it is not read, which is the same.
   product<T>(K_, V_, n_, qe_, 1, Kp_, scaled_, Vp_, adjoint.get(), Vp_, {.beta = decay});
   if constexpr (Rule::kErases)
@@ -284,40 +311,34 @@ double Heads<Rule, T>::inner(std::int64_t rows, const T* x, const T* y) {
   return sum;
 }
 
-// transposed (K, Cp) -> rows of the tensor, or of the target.
+// transposed (K, Cp) -> rows of the tensor, or of the target, whose first rows are those of open tokens.
 template <class Rule, class T>
 void Heads<Rule, T>::store_keys(const Tensor& to, const T* transposed, T* target, bool add) {
   transpose<T>(K_, n_, transposed, Cp_, rows_, Kp_);
-  if (!target) {
-    store_rows<T>(to, sequence_.batch, sequence_.first + first_, group_, n_, K_, rows_, Kp_);
-    return;
-  }
+  if (!target) return store_tokens(to, group_, K_, rows_, Kp_);
   for (std::int64_t i = 0; i < n_; ++i) {
-    T* out = target + (first_ + i) * K_;
+    T* out = target + (sequence_.open + first_ + i) * K_;
     const T* row = rows_ + i * Kp_;
     for (std::int64_t a = 0; a < K_; ++a) out[a] = add ? out[a] + row[a] : row[a];
   }
 }
 
 template <class Rule, class T>
-std::vector<Adjoint<T>> Heads<Rule, T>::import_adjoints(const State* state) {
-  std::vector<Adjoint<T>> adjoints;
-  const std::int64_t end = sequence_.position + sequence_.tokens;
-  for (int bit = 62; bit >= 0; --bit)
-    if (end >> bit & 1) adjoints.push_back({bit, nullptr});
+std::vector<Matrix<T>> Heads<Rule, T>::import_adjoints(const State* state) {
+  std::vector<Matrix<T>> adjoints(live_slots(sequence_, L_, sequence_.full_chunks()).size());
   for (std::size_t i = 0; state && i < adjoints.size(); ++i) {
     const State::Slot& slot = state->slots()[i];
-    adjoints[i].matrix = take_matrix();
-    import_matrix(slot, static_cast<T>(std::exp(slot.log_decay[h_])), adjoints[i].matrix.get());
+    adjoints[i] = take_matrix();
+    import_matrix(slot, static_cast<T>(std::exp(slot.log_decay[h_])), adjoints[i].get());
   }
   return adjoints;
 }
 
 template <class Rule, class T>
-void Heads<Rule, T>::export_adjoints(const std::vector<Adjoint<T>>& adjoints, FinalState& to) const {
+void Heads<Rule, T>::export_adjoints(const std::vector<Matrix<T>>& adjoints, FinalState& to) const {
   for (std::size_t i = 0; i < adjoints.size(); ++i) {
-    to.slots[i].log_decay[h_] = 0;
-    export_matrix(adjoints[i].matrix.get(), to.slots[i]);
+    to.slots[i].slot.log_decay[h_] = 0;
+    export_matrix(adjoints[i].get(), to.slots[i].slot);
   }
 }
 

@@ -1,13 +1,13 @@
 #include "ops/log_linear/check.hpp"
 
+#include <algorithm>
 #include <bit>
 
 #include "base/error.hpp"
+#include "base/state_access.hpp"
 
 namespace loglinear::log_linear {
 namespace {
-
-constexpr int kMaxChunk = 256;
 
 std::string shape_text(const ConstTensor& x) {
   std::string text = "(";
@@ -94,9 +94,7 @@ Sizes check_inputs(const std::string& where, const Args& a, bool tokens) {
 int chunk_of(const std::string& where, int chunk, const Sizes& s) {
   if (chunk != 0 && (chunk < 1 || chunk > kMaxChunk || !std::has_single_bit(static_cast<unsigned>(chunk))))
     fail(where, "chunk: got {}, need a power of two up to {}", chunk, kMaxChunk);
-  if (chunk != 0) return chunk;
-  // A chunk costs C (K + V) / 2 a token inside and K V log2(T / C) / 2 across: wide heads are worth longer chunks.
-  return s.K * s.V >= 192 * 256 ? 128 : s.K * s.V < 32 * 32 ? 32 : 64;
+  return chunk != 0 ? chunk : default_chunk(s.K, s.V);
 }
 
 void check_state(const std::string& where, const char* name, const State& state, Rule rule, const Sizes& s) {
@@ -107,6 +105,16 @@ void check_state(const std::string& where, const char* name, const State& state,
          state.value_width(), s.H, s.K, s.V);
   if (state.dtype() != s.state_dtype)
     fail(where, "{}: got dtype {}, need {}", name, name_of(state.dtype()), name_of(s.state_dtype));
+  if (state.open_tokens() > 0 && state.open()->groups != s.G)
+    fail(where, "{}: got G = {} groups, need {}", name, state.open()->groups, s.G);
+}
+
+// Blocks that a call with fewer levels made one cannot be read through different levels again.
+void check_levels(const std::string& where, const char* name, const State& state, const Sizes& s) {
+  if (state.slots().empty()) return;
+  const int bit = state.slots().front().bit;
+  if (state.boundary() >> bit > 1 && bit < last_bit(state.chunk(), s.L))
+    fail(where, "{}: made with L = {} levels, got L = {}", name, bit + 2, s.L);
 }
 
 void check_past_last(const std::string& where, PastLast past_last, std::int64_t end, std::int64_t L) {
@@ -119,7 +127,7 @@ template <class Args>
 Plan plan_sequences(const std::string& where, const Args& a, const Sizes& s) {
   Plan plan;
   plan.sizes = s;
-  plan.chunk = chunk_of(where, a.chunk, s);
+  const int chunk = chunk_of(where, a.chunk, s);
   if (a.threads < 0) fail(where, "threads: got {}, need at least 0", a.threads);
   if (!a.cu_seqlens.empty()) {
     if (s.B != 1) fail(where, "cu_seqlens: packed sequences need B = 1, got B = {}", s.B);
@@ -128,10 +136,10 @@ Plan plan_sequences(const std::string& where, const Args& a, const Sizes& s) {
     for (std::size_t i = 1; i < a.cu_seqlens.size(); ++i) {
       if (a.cu_seqlens[i] < a.cu_seqlens[i - 1])
         fail(where, "cu_seqlens: falls from {} to {} at entry {}", a.cu_seqlens[i - 1], a.cu_seqlens[i], i);
-      plan.sequences.push_back({0, a.cu_seqlens[i - 1], a.cu_seqlens[i] - a.cu_seqlens[i - 1], 0, nullptr});
+      plan.sequences.push_back({0, a.cu_seqlens[i - 1], a.cu_seqlens[i] - a.cu_seqlens[i - 1]});
     }
   } else {
-    for (std::int64_t b = 0; b < s.B; ++b) plan.sequences.push_back({b, 0, s.T, 0, nullptr});
+    for (std::int64_t b = 0; b < s.B; ++b) plan.sequences.push_back({b, 0, s.T});
   }
   const std::size_t N = plan.sequences.size();
   if (!a.initial_state.empty() && a.initial_state.size() != N)
@@ -139,9 +147,18 @@ Plan plan_sequences(const std::string& where, const Args& a, const Sizes& s) {
   for (std::size_t i = 0; i < N; ++i) {
     Sequence& sequence = plan.sequences[i];
     if (!a.initial_state.empty()) {
-      check_state(where, "initial_state", a.initial_state[i], a.rule, s);
-      sequence.initial = &a.initial_state[i];
-      sequence.position = a.initial_state[i].position();
+      const State& state = a.initial_state[i];
+      check_state(where, "initial_state", state, a.rule, s);
+      check_levels(where, "initial_state", state, s);
+      if (a.chunk != 0 && a.chunk != state.chunk())
+        fail(where, "chunk: got {}, the initial state has {}", a.chunk, state.chunk());
+      sequence.initial = &state;
+      sequence.position = state.position();
+      sequence.chunk = state.chunk();
+      sequence.open = state.open_tokens();
+      sequence.open_rows = state.open().get();
+    } else {
+      sequence.chunk = chunk;
     }
     std::int64_t end = 0;
     if (__builtin_add_overflow(sequence.position, sequence.tokens, &end) || end > std::int64_t{1} << 62)
@@ -153,6 +170,20 @@ Plan plan_sequences(const std::string& where, const Args& a, const Sizes& s) {
 }
 
 }  // namespace
+
+std::vector<LiveSlot> live_slots(const Sequence& sequence, std::int64_t L, std::int64_t chunks) {
+  std::vector<LiveSlot> live;
+  if (sequence.initial)
+    for (const State::Slot& slot : sequence.initial->slots())
+      live.push_back({slot.bit, static_cast<std::ptrdiff_t>(live.size())});
+  for (std::int64_t z = 0; z < chunks; ++z) {
+    const Carry carry = carry_of(live.size(), chunk_bit(sequence.chunk), last_bit(sequence.chunk, L),
+                                 [&](std::size_t i) { return live[i].bit; });
+    live.resize(live.size() - carry.merged);
+    live.push_back({carry.bit, -1});
+  }
+  return live;
+}
 
 Plan check(const std::string& where, const ForwardArgs& a) {
   const Sizes s = check_inputs(where, a, true);
@@ -183,9 +214,16 @@ Plan check(const std::string& where, const BackwardArgs& a) {
     fail(where, "dinitial_state: got {} states for {} sequences", a.dinitial_state.size(), N);
   for (std::size_t i = 0; i < N && !a.dfinal_state.empty(); ++i) {
     check_state(where, "dfinal_state", a.dfinal_state[i], a.rule, s);
-    const std::int64_t end = plan.sequences[i].position + plan.sequences[i].tokens;
-    if (a.dfinal_state[i].position() != end)
-      fail(where, "dfinal_state: at position {}, the sequence ends at {}", a.dfinal_state[i].position(), end);
+    const State& state = a.dfinal_state[i];
+    const Sequence& sequence = plan.sequences[i];
+    if (state.position() != sequence.end())
+      fail(where, "dfinal_state: at position {}, the sequence ends at {}", state.position(), sequence.end());
+    if (state.chunk() != sequence.chunk)
+      fail(where, "dfinal_state: of chunk {}, the call is of chunk {}", state.chunk(), sequence.chunk);
+    const std::vector<LiveSlot> live = live_slots(sequence, s.L, sequence.full_chunks());
+    if (!std::equal(live.begin(), live.end(), state.slots().begin(), state.slots().end(),
+                    [](const LiveSlot& a, const State::Slot& b) { return a.bit == b.bit; }))
+      fail(where, "dfinal_state: its slots are not those of the final state");
   }
   return plan;
 }
@@ -203,7 +241,8 @@ Plan check(const std::string& where, const StepArgs& a) {
     const std::int64_t position = a.states[b].position();
     if (position >= std::int64_t{1} << 62) fail(where, "states: position {} is the last one", position);
     check_past_last(where, a.past_last, position + 1, s.L);
-    plan.sequences.push_back({b, 0, 1, position, &a.states[b]});
+    check_levels(where, "states", a.states[b], s);
+    plan.sequences.push_back({b, 0, 1, position, &a.states[b], a.states[b].chunk(), a.states[b].open_tokens()});
   }
   return plan;
 }

@@ -17,6 +17,7 @@
 #include "base/matrix-inl.h"
 #include "base/padding.hpp"
 #include "base/pool.hpp"
+#include "base/state_access.hpp"
 #include "ops/log_linear/cpu.hpp"
 #include "ops/log_linear/element.hpp"
 #include "rules/rules.hpp"
@@ -32,6 +33,7 @@ using log_linear::Sequence;
 using log_linear::Sizes;
 using log_linear::StepArgs;
 using log_linear::cpu::BackwardTarget;
+using log_linear::cpu::FinalSlot;
 using log_linear::cpu::FinalState;
 
 // Levels past this one do not exist: positions have 62 bits.
@@ -115,49 +117,21 @@ void store_rows(const Tensor& x, std::int64_t b, std::int64_t t, std::int64_t h,
     copy(static_cast<double*>(x.data));
 }
 
-// A live state: the block of 2^bit tokens from `begin`, as it was written, and the decay since.
+// A live state: a block of 2^bit tokens (the oldest: or more), as it was written, and the decay from then to the end of
+// the last full chunk.
 template <class T>
 struct Live {
   int bit = 0;
-  std::int64_t begin = 0;
   double log_decay = 0;
   Matrix<T> matrix;  // (K, Vp)
 };
-
-// The gradient of a live state, in the dense matrix; null where it is zero.
-template <class T>
-struct Adjoint {
-  int bit = 0;
-  Matrix<T> matrix;  // (K, Vp)
-};
-
-// A block that a piece of the sequence adds to the counter: columns [c0, c1) of the piece were written into it.
-struct NewBlock {
-  int bit = 0;
-  std::int64_t begin = 0;
-  std::int64_t c0 = 0, c1 = 0;
-};
-
-// The new blocks after tokens [position, position + n), largest first. The first one also takes in every live block of
-// a smaller bit; live blocks of larger bits stay as they are.
-inline std::vector<NewBlock> new_blocks(std::int64_t position, std::int64_t n) {
-  const std::int64_t end = position + n;
-  const int top = std::bit_width(static_cast<std::uint64_t>(position ^ end)) - 1;
-  std::vector<NewBlock> blocks;
-  for (int bit = top; bit >= 0; --bit) {
-    if (!(end >> bit & 1)) continue;
-    const std::int64_t begin = ((end >> bit) - 1) << bit;
-    blocks.push_back(
-        {bit, begin, std::max<std::int64_t>(0, begin - position), begin + (std::int64_t{1} << bit) - position});
-  }
-  return blocks;
-}
 
 // Heads [first_head, last_head) of one group of one sequence. Forward takes them together, so that what depends on q
 // and k alone is computed once for all of them.
 template <class Rule, class T>
 class Heads {
  public:
+  // args: of forward or backward.
   template <class Args>
   Heads(const Args& args, const Plan& plan, const Sequence& sequence, std::int64_t first_head, std::int64_t last_head)
       : q_in_(args.q),
@@ -169,22 +143,25 @@ class Heads {
         sequence_(sequence),
         first_head_(first_head),
         last_head_(last_head),
+        heads_(plan.sizes.H / plan.sizes.G),
         h_(first_head),
-        group_(first_head / (plan.sizes.H / plan.sizes.G)),
-        C_(plan.chunk),
+        group_(first_head / heads_),
+        C_(sequence.chunk),
         K_(plan.sizes.K),
         V_(plan.sizes.V),
         L_(plan.sizes.L),
         Ls_(std::min(plan.sizes.L, kMaxLevels)),
-        Cp_(padded(plan.chunk)),
+        last_bit_(last_bit(sequence.chunk, plan.sizes.L)),
+        open_(sequence.open_rows),
+        Cp_(padded(sequence.chunk)),
         Kp_(padded(plan.sizes.K)),
         Vp_(padded(plan.sizes.V)) {}
 
   void forward(const Tensor& out, FinalState* final_state) {
-    take_scratch(false);
+    if (sequence_.tokens > 0) take_scratch(false);
     std::vector<std::vector<Live<T>>> lives;
     for (h_ = first_head_; h_ < last_head_; ++h_) lives.push_back(import_state(sequence_.initial));
-    for (std::int64_t first = 0; first < sequence_.tokens;) {
+    for (std::int64_t first = -sequence_.open; first < sequence_.tokens && sequence_.tokens > 0;) {
       // A few pieces at a time: their queries and keys stay in cache while every head goes over them.
       std::size_t count = 0;
       for (; count < pieces_.size() && first < sequence_.tokens; ++count, first += n_) {
@@ -203,12 +180,28 @@ class Heads {
             read_weights(state);
             product<T>(n_, V_, K_, qe_, Kp_, 1, state.matrix.get(), Vp_, out_, Vp_, {.beta = 1, .row_scale = weight_});
           }
-          store_rows<T>(out, sequence_.batch, sequence_.first + first_, h_, n_, V_, out_, Vp_);
-          if (first_ + n_ < sequence_.tokens || final_state) advance(live);
+          store_tokens(out, h_, V_, out_, Vp_);
+          if (n_ < C_ || (first_ + n_ == sequence_.tokens && !final_state)) continue;
+          if (first_ + n_ + C_ > sequence_.tokens && final_state && !final_state->before.empty())
+            export_state(live, final_state->before);
+          advance(live);
         }
       }
     }
-    for (h_ = first_head_; final_state && h_ < last_head_; ++h_) export_state(lives[h_ - first_head_], *final_state);
+    for (h_ = first_head_; final_state && h_ < last_head_; ++h_)
+      export_state(lives[h_ - first_head_], final_state->slots);
+  }
+
+  // Folds the full chunk of open tokens of the initial state, and nothing else.
+  void fold(FinalState& final_state) {
+    take_scratch(false);
+    for (h_ = first_head_; h_ < last_head_; ++h_) {
+      // Without erasure the states that do not merge stay as they are.
+      std::vector<Live<T>> live = import_state(sequence_.initial, Rule::kErases ? 0 : final_state.slots.size() - 1);
+      load(-sequence_.open);
+      advance(live);
+      export_state(live, final_state.slots);
+    }
   }
 
   // Of the first head alone.
@@ -219,7 +212,6 @@ class Heads {
 
   // One allocation, cut up. Matrices are (rows, padded columns).
   void take_scratch(bool backward) {
-    if (sequence_.tokens == 0) return;  // only states pass through
     const std::int64_t CC = C_ * Cp_, CK = C_ * Kp_, CV = C_ * Vp_, KC = K_ * Cp_, VC = V_ * Cp_;
     struct Cut {
       T** to;
@@ -277,17 +269,16 @@ class Heads {
     dsums_.resize(C_);
   }
 
-  std::int64_t piece_length(std::int64_t first) const {
-    const std::int64_t position = sequence_.position + first;
-    return std::min(C_ - position % C_, sequence_.tokens - first);
-  }
+  // Pieces are chunks: the first one begins with the open tokens of the initial state (first < 0), the last one may not
+  // be full.
+  std::int64_t piece_length(std::int64_t first) const { return std::min(C_, sequence_.tokens - first); }
 
   // Makes the piece at token `first` the current one, its queries and keys in pieces_[i].
   void select(std::size_t i, std::int64_t first) {
     Piece& piece = pieces_[i];
     piece.first = first_ = first;
     n_ = piece_length(first);
-    position_ = sequence_.position + first;
+    skip_ = std::max<std::int64_t>(0, -first);
     q_ = piece.q, k_ = piece.k, kt_ = piece.kt, qk_ = piece.qk, kk_ = piece.kk;
     if constexpr (!Rule::kErases) qe_ = q_, p0_ = qk_;
   }
@@ -300,7 +291,7 @@ class Heads {
   }
 
   void load_keys() {
-    load_rows<T>(k_in_, sequence_.batch, sequence_.first + first_, group_, n_, K_, k_, Kp_);
+    load_tokens(k_in_, group_, K_, open_ ? &open_->k : nullptr, k_, Kp_);
     if constexpr (Rule::kErases) {
       transpose<T>(n_, K_, k_, Kp_, kt_, Cp_);
       product<T>(n_, n_, K_, k_, Kp_, 1, kt_, Cp_, kk_, Cp_, {.part = Part::lower_c});
@@ -308,7 +299,7 @@ class Heads {
   }
 
   void load_queries() {
-    load_rows<T>(q_in_, sequence_.batch, sequence_.first + first_, group_, n_, K_, q_, Kp_);
+    load_tokens(q_in_, group_, K_, nullptr, q_, Kp_);
     if constexpr (!Rule::kErases) transpose<T>(n_, K_, k_, Kp_, kt_, Cp_);
     product<T>(n_, n_, K_, q_, Kp_, 1, kt_, Cp_, qk_, Cp_, {.part = Part::lower_c});
   }
@@ -316,11 +307,12 @@ class Heads {
   // Values and gates of the current head.
   void load_head() {
     const std::int64_t t = sequence_.first + first_;
-    load_rows<T>(v_in_, sequence_.batch, t, h_, n_, V_, v_, Vp_);
+    load_tokens(v_in_, h_, V_, open_ ? &open_->v : nullptr, v_, Vp_);
     prefetch_rows(v_in_, t + n_, std::min(C_, sequence_.tokens - first_ - n_), V_);
     // Decays are sums inside the piece, in double: differences of them lose nothing.
     double sum = 0;
-    for (std::int64_t i = 0; i < n_; ++i) sums_[i] = sum += log_linear::bounded_decay(gate(g_in_, t + i));
+    for (std::int64_t i = 0; i < n_; ++i)
+      sums_[i] = sum += log_linear::bounded_decay(gate(g_in_, open_ ? &open_->g : nullptr, i));
     for (std::int64_t i = 0; i < n_; ++i) exponent_[i] = static_cast<T>(sums_[i]);
     clear_padding(exponent_);
     exp_all(n_, exponent_, gamma_);
@@ -328,7 +320,7 @@ class Heads {
     exp_all(n_, exponent_, to_end_);
 
     if constexpr (Rule::kErases) {
-      for (std::int64_t i = 0; i < n_; ++i) beta_[i] = gate(beta_in_, t + i);
+      for (std::int64_t i = 0; i < n_; ++i) beta_[i] = gate(beta_in_, open_ ? &open_->beta : nullptr, i);
       Rule::mix(Kernel(), n_, Cp_, kk_, beta_, inverse_, mix_);
       product<T>(n_, K_, n_, mix_, Cp_, 1, k_, Kp_, w_, Kp_, {.part = Part::lower_a});
       fill_decay();
@@ -343,7 +335,8 @@ class Heads {
 
   // What reading needs in addition: P, the effective queries, the level scales.
   void load_reads() {
-    for (std::int64_t i = 0; i < n_; ++i) {
+    std::fill(scales_, scales_ + skip_ * Ls_, T(0));
+    for (std::int64_t i = skip_; i < n_; ++i) {
       const T* scales = static_cast<const T*>(scales_in_.data) + gate_offset(scales_in_, sequence_.first + first_ + i);
       std::copy(scales, scales + Ls_, scales_ + i * Ls_);
     }
@@ -387,13 +380,11 @@ class Heads {
   // included.
   template <class Body>
   HWY_INLINE void for_runs(std::int64_t i, const Body& body) const {
-    const std::int64_t origin = position_ % C_, x = origin + i;
     body(0, i, i + 1);
-    for (std::int64_t bits = x; bits != 0; bits &= bits - 1) {
+    for (std::int64_t bits = i; bits != 0; bits &= bits - 1) {
       const int bit = std::countr_zero(static_cast<std::uint64_t>(bits));
-      const std::int64_t begin = ((x >> bit) - 1) << bit, end = begin + (std::int64_t{1} << bit);
-      if (end <= origin) continue;
-      body(level(bit + 1), std::max<std::int64_t>(0, begin - origin), end - origin);
+      const std::int64_t begin = ((i >> bit) - 1) << bit;
+      body(level(bit + 1), begin, begin + (std::int64_t{1} << bit));
     }
   }
 
@@ -407,18 +398,14 @@ class Heads {
     });
   }
 
-  // Level through which token i of the piece reads the block that begins at `begin`.
-  std::int64_t level_of(std::int64_t i, std::int64_t begin) const {
-    return level(std::bit_width(static_cast<std::uint64_t>((position_ + i) ^ begin)));
-  }
-
   // found[i] = the decay between a live state and token i; weight[i] = that times the level scale.
   void read_weights(const Live<T>& state, T* found = nullptr) {
     for (std::int64_t i = 0; i < n_; ++i) exponent_[i] = static_cast<T>(state.log_decay + sums_[i]);
     clear_padding(exponent_);
     exp_all(n_, exponent_, weight_);
     if (found) std::copy(weight_, weight_ + n_, found);
-    for (std::int64_t i = 0; i < n_; ++i) weight_[i] *= scales_[i * Ls_ + level_of(i, state.begin)];
+    const std::int64_t l = level(state.bit + 1);
+    for (std::int64_t i = 0; i < n_; ++i) weight_[i] *= scales_[i * Ls_ + l];
   }
 
   // Rows of a head lie far apart, which hardware does not foresee.
@@ -437,12 +424,36 @@ class Heads {
   std::int64_t gate_offset(const ConstTensor& x, std::int64_t t) const {
     return log_linear::offset(x, sequence_.batch, t, h_);
   }
-  // g or beta of token t: they have the type of the states.
-  T gate(const ConstTensor& x, std::int64_t t) const { return static_cast<const T*>(x.data)[gate_offset(x, t)]; }
+  // g or beta of token i of the piece: they have the type of the states.
+  T gate(const ConstTensor& x, const Buffer* open, std::int64_t i) const {
+    if (i < skip_) return reinterpret_cast<const T*>(open->data())[h_ * C_ + i];
+    return static_cast<const T*>(x.data)[gate_offset(x, sequence_.first + first_ + i)];
+  }
+
+  // Rows of head h of the piece: those of tokens that are open in the initial state from `open` (heads, C, width), or
+  // zero without it, the others from x.
+  void load_tokens(const ConstTensor& x, std::int64_t h, std::int64_t width, const Buffer* open, T* to,
+                   std::int64_t ld) {
+    for (std::int64_t i = 0; i < skip_; ++i) {
+      const T* row = open ? reinterpret_cast<const T*>(open->data()) + (h * C_ + i) * width : nullptr;
+      T* out = to + i * ld;
+      for (std::int64_t j = 0; j < width; ++j) out[j] = row ? row[j] : T(0);
+      for (std::int64_t j = width; j < padded(width); ++j) out[j] = T(0);
+    }
+    if (skip_ < n_)
+      load_rows<T>(x, sequence_.batch, sequence_.first + first_ + skip_, h, n_ - skip_, width, to + skip_ * ld, ld);
+  }
+
+  // Rows of the piece that belong to tokens of the call.
+  void store_tokens(const Tensor& x, std::int64_t h, std::int64_t width, const T* from, std::int64_t ld) const {
+    if (skip_ < n_)
+      store_rows<T>(x, sequence_.batch, sequence_.first + first_ + skip_, h, n_ - skip_, width, from + skip_ * ld, ld);
+  }
 
   Matrix<T> take_matrix() const { return Pool<T>::take(static_cast<std::size_t>(K_ * Vp_)); }
 
-  // The counter takes in the loaded piece: live states are erased and decay, new blocks are built, full ones merge.
+  // The counter takes in the loaded piece, a full chunk: live states are erased and decay, the new one is built and
+  // merges.
   void advance(std::vector<Live<T>>& live) {
     for (Live<T>& state : live) {
       if constexpr (Rule::kErases) {
@@ -456,55 +467,54 @@ class Heads {
       }
       state.log_decay += sums_[n_ - 1];
     }
-    bool first = true;
-    for (const NewBlock& block : new_blocks(position_, n_)) {
-      Live<T> fresh{block.bit, block.begin, 0, take_matrix()};
-      const std::int64_t last = effective_values(block, ue_);
-      product<T>(K_, V_, last - block.c0, k_ + block.c0 * Kp_, 1, Kp_, ue_ + block.c0 * Vp_, Vp_, fresh.matrix.get(),
-                 Vp_);
-      for (; first && !live.empty() && live.back().bit < block.bit; live.pop_back()) {
-        const T decay = static_cast<T>(std::exp(live.back().log_decay));
-        const T* from = live.back().matrix.get();
-        T* to = fresh.matrix.get();
-        for (std::int64_t i = 0; i < K_ * Vp_; ++i) to[i] += decay * from[i];
-      }
-      first = false;
-      live.push_back(std::move(fresh));
+    Carry carry =
+        carry_of(live.size(), chunk_bit(sequence_.chunk), last_bit_, [&](std::size_t i) { return live[i].bit; });
+    Live<T> fresh{carry.bit, 0, take_matrix()};
+    effective_values(ue_);
+    product<T>(K_, V_, n_, k_, 1, Kp_, ue_, Vp_, fresh.matrix.get(), Vp_);
+    for (; carry.merged > 0; --carry.merged, live.pop_back()) {
+      const T decay = static_cast<T>(std::exp(live.back().log_decay));
+      const T* from = live.back().matrix.get();
+      T* to = fresh.matrix.get();
+      for (std::int64_t i = 0; i < K_ * Vp_; ++i) to[i] += decay * from[i];
     }
+    live.push_back(std::move(fresh));
   }
 
-  // ue = diag(to_end) U, where U is what the tokens of the block write. Fills rows c0 .. returned end.
-  std::int64_t effective_values(const NewBlock& block, T* ue) {
-    const std::int64_t last = Rule::kErases ? n_ : block.c1;
+  // ue = diag(to_end) U, where U is what the tokens of the piece write.
+  void effective_values(T* ue) {
     if constexpr (Rule::kErases) {
-      const bool whole = block.c0 == 0 && block.c1 == n_;
-      product<T>(n_ - block.c0, V_, block.c1 - block.c0, tg_ + block.c0 * Cp_ + block.c0, Cp_, 1, v_ + block.c0 * Vp_,
-                 Vp_, ue + block.c0 * Vp_, Vp_,
-                 {.row_scale = to_end_ + block.c0, .part = whole ? Part::lower_a : Part::full});
+      product<T>(n_, V_, n_, tg_, Cp_, 1, v_, Vp_, ue, Vp_, {.row_scale = to_end_, .part = Part::lower_a});
     } else {
-      for (std::int64_t i = block.c0; i < last; ++i)
+      for (std::int64_t i = 0; i < n_; ++i)
         for (std::int64_t j = 0; j < Vp_; ++j) ue[i * Vp_ + j] = to_end_[i] * v_[i * Vp_ + j];
     }
-    return last;
   }
 
-  // Definitions in backward-inl.h.
-  void backward_piece(const BackwardArgs& args, const std::vector<Live<T>>& live, std::vector<Adjoint<T>>& adjoints,
-                      const BackwardTarget& target);
+  // Definitions in backward-inl.h. The gradient of a live state is that of the dense matrix, null where it is zero.
+  void backward_piece(const BackwardArgs& args, const std::vector<Live<T>>& live, std::vector<Matrix<T>>& adjoints,
+                      const State* dfinal, const BackwardTarget& target, FinalState* dinitial);
   void backward_inside();
-  double backward_build(const NewBlock& block, const T* adjoint);
-  Matrix<T> backward_state(const Live<T>& state, Matrix<T> adjoint, double& dend);
+  double backward_build(const T* adjoint);
+  Matrix<T> backward_state(const Live<T>& state, Matrix<T> adjoint, bool full, double& dend);
   void backward_rule();
+  void add_open(const State::Open& d);
   double inner(std::int64_t rows, const T* x, const T* y);
   void store_keys(const Tensor& to, const T* transposed, T* target, bool add);
-  std::vector<Adjoint<T>> import_adjoints(const State* state);
-  void export_adjoints(const std::vector<Adjoint<T>>& adjoints, FinalState& to) const;
+  std::vector<Matrix<T>> import_adjoints(const State* state);
+  void export_adjoints(const std::vector<Matrix<T>>& adjoints, FinalState& to) const;
 
-  std::vector<Live<T>> import_state(const State* state) {
+  // Rows of the current head in open tokens (H, C, width).
+  T* open_rows(Buffer& x, std::int64_t width) const { return reinterpret_cast<T*>(x.data()) + h_ * C_ * width; }
+
+  // The live states of `state`; the matrices of the first ones are left out.
+  std::vector<Live<T>> import_state(const State* state, std::size_t left_out = 0) {
     std::vector<Live<T>> live;
     if (!state) return live;
     for (const State::Slot& slot : state->slots()) {
-      live.push_back({slot.bit, state->block_begin(slot.bit), slot.log_decay[h_], take_matrix()});
+      live.push_back({slot.bit, slot.log_decay[h_], nullptr});
+      if (live.size() <= left_out) continue;
+      live.back().matrix = take_matrix();
       import_matrix(slot, T(1), live.back().matrix.get());
     }
     return live;
@@ -524,20 +534,22 @@ class Heads {
       for (std::int64_t j = 0; j < V_; ++j) to[a * V_ + j] = from ? from[a * Vp_ + j] : T(0);
   }
 
-  void export_state(const std::vector<Live<T>>& live, FinalState& to) const {
+  void export_state(const std::vector<Live<T>>& live, std::vector<FinalSlot>& to) const {
     for (std::size_t i = 0; i < live.size(); ++i) {
-      to.slots[i].log_decay[h_] = live[i].log_decay;
-      if (!to.shared[i]) export_matrix(live[i].matrix.get(), to.slots[i]);
+      to[i].slot.log_decay[h_] = live[i].log_decay;
+      if (!to[i].shared) export_matrix(live[i].matrix.get(), to[i].slot);
     }
   }
 
   const ConstTensor q_in_, k_in_, v_in_, g_in_, beta_in_, scales_in_;
   const Sequence& sequence_;
-  const std::int64_t first_head_, last_head_;
-  std::int64_t h_;  // the current head
+  const std::int64_t first_head_, last_head_, heads_;  // heads: of a group
+  std::int64_t h_;                                     // the current head
   const std::int64_t group_;
   const std::int64_t C_, K_, V_, L_;
   const std::int64_t Ls_;            // level scales that can be read: min(L, kMaxLevels)
+  const int last_bit_;               // states of this bit are read through the last level, with all older ones
+  const State::Open* open_;          // the open tokens of the initial state
   const std::int64_t Cp_, Kp_, Vp_;  // padded
 
   // What a piece of the sequence has in common for all heads of the group.
@@ -551,8 +563,8 @@ class Heads {
   std::vector<Piece> pieces_;
 
   // The current piece.
-  std::int64_t first_ = 0, n_ = 0;  // tokens [first, first + n) of the sequence
-  std::int64_t position_ = 0;       // of its first token
+  std::int64_t first_ = 0, n_ = 0;  // tokens [first, first + n) of the sequence, open ones before 0
+  std::int64_t skip_ = 0;           // the first rows: those of open tokens
   std::vector<double> sums_;        // (n) sum of g up to and including each token
   std::vector<double> dsums_;       // (n) gradient in sums
 

@@ -37,13 +37,24 @@ void backward(const BackwardArgs& args, const Plan& plan, const Sequence& sequen
   });
 }
 
-void step(const StepArgs& args, const Sizes& sizes, std::int64_t b, std::int64_t h, std::int64_t position,
-          const std::vector<State::Slot>& slots, std::byte* fresh) {
-  with_rule(args.rule, [&]<class Rule>() {
-    if (sizes.state_dtype == DType::f64)
-      loglinear::HWY_NAMESPACE::step_head<Rule, double>(args, sizes, b, h, position, slots, fresh);
+void fold(Rule rule, const Plan& plan, const Sequence& sequence, std::int64_t first, std::int64_t last,
+          FinalState& final_state) {
+  const ForwardArgs nothing;  // every row is in the state
+  with_rule(rule, [&]<class Rule>() {
+    if (plan.sizes.state_dtype == DType::f64)
+      Heads<Rule, double>(nothing, plan, sequence, first, last).fold(final_state);
     else
-      loglinear::HWY_NAMESPACE::step_head<Rule, float>(args, sizes, b, h, position, slots, fresh);
+      Heads<Rule, float>(nothing, plan, sequence, first, last).fold(final_state);
+  });
+}
+
+void step(const StepArgs& args, const Plan& plan, std::int64_t b, State::Open& open, std::int64_t first,
+          std::int64_t last) {
+  with_rule(args.rule, [&]<class Rule>() {
+    if (plan.sizes.state_dtype == DType::f64)
+      loglinear::HWY_NAMESPACE::step_heads<Rule, double>(args, plan, b, open, first, last);
+    else
+      loglinear::HWY_NAMESPACE::step_heads<Rule, float>(args, plan, b, open, first, last);
   });
 }
 
@@ -69,6 +80,7 @@ void trim_scratch() {
 
 HWY_EXPORT(forward);
 HWY_EXPORT(backward);
+HWY_EXPORT(fold);
 HWY_EXPORT(step);
 HWY_EXPORT(instruction_set);
 
@@ -84,9 +96,14 @@ void backward_head(const BackwardArgs& args, const Plan& plan, const Sequence& s
   trim_scratch();
 }
 
-void step_head(const StepArgs& args, const Sizes& sizes, std::int64_t b, std::int64_t h, std::int64_t position,
-               const std::vector<State::Slot>& slots, std::byte* fresh) {
-  HWY_DYNAMIC_DISPATCH(step)(args, sizes, b, h, position, slots, fresh);
+void fold_heads(Rule rule, const Plan& plan, const Sequence& sequence, std::int64_t first, std::int64_t last,
+                FinalState& final_state) {
+  HWY_DYNAMIC_DISPATCH(fold)(rule, plan, sequence, first, last, final_state);
+}
+
+void step_heads(const StepArgs& args, const Plan& plan, std::int64_t b, State::Open& open, std::int64_t first,
+                std::int64_t last) {
+  HWY_DYNAMIC_DISPATCH(step)(args, plan, b, open, first, last);
 }
 
 const char* instruction_set() { return HWY_DYNAMIC_DISPATCH(instruction_set)(); }

@@ -3,17 +3,26 @@
 // time.
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "ops/log_linear/check.hpp"
 
 namespace loglinear::log_linear::cpu {
 
-// Where the state of one sequence goes. Slots have their decays allocated, and their matrices unless shared with the
-// initial state.
+// A slot that a call makes: its decays are allocated, and its matrix.
+struct FinalSlot {
+  State::Slot slot;
+  bool shared = false;  // the matrix is another state's own and is not written
+};
+
+// Where the state of one sequence goes.
 struct FinalState {
-  std::vector<State::Slot> slots;
-  std::vector<bool> shared;  // the matrix is the initial state's own and is not written
+  std::vector<FinalSlot> slots;
+  std::shared_ptr<State::Open> open;  // null when there are no open tokens
+  // Slots before the last full chunk and the tokens of it; empty when not wanted.
+  std::vector<FinalSlot> before;
+  std::shared_ptr<State::Open> before_open;
 };
 
 // Heads [first, last) of one group of one sequence. final_state: null when not wanted. Heads and sequences are
@@ -21,10 +30,10 @@ struct FinalState {
 void forward_heads(const ForwardArgs& args, const Plan& plan, const Sequence& sequence, std::int64_t first,
                    std::int64_t last, FinalState* final_state);
 
-// Where the gradients of q and k go: a (tokens, K) array per range of heads in the type of the states, or the tensors
-// themselves.
+// Where the gradients of q and k go: an (open + tokens, K) array per range of heads in the type of the states, or the
+// tensors themselves.
 struct BackwardTarget {
-  void* dq = nullptr;  // (tokens, K) null: write straight into args.dq and args.dk
+  void* dq = nullptr;  // null: write straight into args.dq and args.dk
   void* dk = nullptr;
   bool add = false;  // to what is there (a later head of the range)
 };
@@ -32,11 +41,15 @@ struct BackwardTarget {
 void backward_head(const BackwardArgs& args, const Plan& plan, const Sequence& sequence, std::int64_t h,
                    const State* dfinal, const BackwardTarget& target, FinalState* dinitial);
 
-// One token of head h of the sequence in row b, at `position`, whose live slots are given. The new slot's matrix is
-// written to `fresh` (H, K, V); for rules that erase, the matrices of the slots are updated in place: nobody else may
-// hold them. Decays are the caller's to update.
-void step_head(const StepArgs& args, const Sizes& sizes, std::int64_t b, std::int64_t h, std::int64_t position,
-               const std::vector<State::Slot>& slots, std::byte* fresh);
+// Folds the full chunk of open tokens of sequence.initial into slots: heads [first, last) of one group. The matrices of
+// the final slots may be those of the initial ones.
+void fold_heads(Rule rule, const Plan& plan, const Sequence& sequence, std::int64_t first, std::int64_t last,
+                FinalState& final_state);
+
+// One token of heads [first, last) of one group of the sequence in row b, which is row number sequence.open of its open
+// tokens already. Brings what is derived of the rows before it up to date, and the row itself.
+void step_heads(const StepArgs& args, const Plan& plan, std::int64_t b, State::Open& open, std::int64_t first,
+                std::int64_t last);
 
 // Name of the instruction set that the calls above run with ("AVX2", ...).
 const char* instruction_set();

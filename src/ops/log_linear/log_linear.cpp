@@ -9,6 +9,7 @@
 #include "base/cpu_features.hpp"
 #include "base/error.hpp"
 #include "base/parallel.hpp"
+#include "base/state_access.hpp"
 #include "ops/log_linear/check.hpp"
 #include "ops/log_linear/cpu.hpp"
 #include "ops/log_linear/element.hpp"
@@ -17,30 +18,82 @@
 namespace loglinear::log_linear {
 namespace {
 
-std::shared_ptr<std::vector<std::byte>> new_matrix(const Sizes& s) {
-  return std::make_shared<std::vector<std::byte>>(static_cast<std::size_t>(s.H * s.K * s.V) * size_of(s.state_dtype));
+std::shared_ptr<Buffer> new_matrix(const Sizes& s) {
+  return std::make_shared<Buffer>(static_cast<std::size_t>(s.H * s.K * s.V) * size_of(s.state_dtype));
 }
 
-// Slots for the set bits of `position`. With `from`: a slot whose block lives on unchanged shares its matrix (rules
-// that do not erase: only the decay grows).
-cpu::FinalState slots_for(const Sizes& s, std::int64_t position, const Sequence* from, Rule rule) {
+// Slots to be written: `live` of the sequence. One that stands for the tokens of an initial slot shares its matrix
+// where that cannot have changed: only its decay grows.
+std::vector<cpu::FinalSlot> slots_for(const Sizes& s, const Sequence& sequence, const std::vector<LiveSlot>& live,
+                                      bool changed) {
+  std::vector<cpu::FinalSlot> slots;
+  for (const LiveSlot& one : live) {
+    const bool shared = one.initial >= 0 && !changed;
+    slots.push_back({{one.bit, shared ? sequence.initial->slots()[one.initial].matrix : new_matrix(s),
+                      std::vector<double>(s.H, 0.0)},
+                     shared});
+  }
+  return slots;
+}
+
+// `count` rows of open tokens from token `first` of the sequence on; tokens before 0 are those of its initial state.
+std::shared_ptr<State::Open> open_rows(const ForwardArgs& args, const Sizes& s, const Sequence& sequence,
+                                       const State& like, std::int64_t first, std::int64_t count) {
+  std::shared_ptr<State::Open> open = like.new_open(s.G);
+  const auto fill = [&]<class T>(T) {
+    const auto rows = [&](const ConstTensor& x, const Buffer* from, Buffer& to, std::int64_t heads,
+                          std::int64_t width) {
+      for (std::int64_t h = 0; h < heads; ++h)
+        for (std::int64_t i = 0; i < count; ++i) {
+          T* row = reinterpret_cast<T*>(to.data()) + (h * sequence.chunk + i) * width;
+          const std::int64_t t = first + i;
+          const std::int64_t at = t < 0 ? (h * sequence.chunk + sequence.open + t) * width
+                                        : offset(x, sequence.batch, sequence.first + t, h);
+          for (std::int64_t a = 0; a < width; ++a)
+            row[a] = t < 0 ? reinterpret_cast<const T*>(from->data())[at + a] : get<T>(x, at + a);
+        }
+    };
+    const State::Open* from = sequence.open_rows;
+    rows(args.k, from ? &from->k : nullptr, open->k, s.G, s.K);
+    rows(args.v, from ? &from->v : nullptr, open->v, s.H, s.V);
+    rows(args.g, from ? &from->g : nullptr, open->g, s.H, 1);
+    if (has_beta(args.rule)) rows(args.beta, from ? &from->beta : nullptr, open->beta, s.H, 1);
+  };
+  s.state_dtype == DType::f64 ? fill(double()) : fill(float());
+  return open;
+}
+
+// The state after the sequence, its matrices still to be written.
+cpu::FinalState final_state_for(const ForwardArgs& args, const Sizes& s, const Sequence& sequence) {
+  const std::int64_t full = sequence.full_chunks(), rest = (sequence.open + sequence.tokens) % sequence.chunk;
+  const State like(args.rule, s.H, s.K, s.V, s.state_dtype, sequence.chunk);
   cpu::FinalState state;
-  for (int bit = 62; bit >= 0; --bit) {
-    if (!(position >> bit & 1)) continue;
-    State::Slot slot{bit, nullptr, std::vector<double>(s.H, 0.0)};
-    if (from && from->initial && (!erases(rule) || from->tokens == 0))
-      for (const State::Slot& old : from->initial->slots())
-        if (old.bit == bit && from->position >> (bit + 1) == position >> (bit + 1)) slot.matrix = old.matrix;
-    state.shared.push_back(slot.matrix != nullptr);
-    if (!slot.matrix) slot.matrix = new_matrix(s);
-    state.slots.push_back(std::move(slot));
+  state.slots = slots_for(s, sequence, live_slots(sequence, s.L, full), erases(args.rule) && full > 0);
+  if (rest > 0) state.open = open_rows(args, s, sequence, like, sequence.tokens - rest, rest);
+  if (full > 0 && sequence.initial && StateAccess::keeps_before(*sequence.initial)) {
+    state.before = slots_for(s, sequence, live_slots(sequence, s.L, full - 1), erases(args.rule) && full > 1);
+    state.before_open = open_rows(args, s, sequence, like, sequence.tokens - rest - sequence.chunk, sequence.chunk);
+    // What the last chunk left as it was is one matrix.
+    for (std::size_t i = 0; !erases(args.rule) && i + 1 < state.slots.size(); ++i) {
+      state.slots[i].slot.matrix = state.before[i].slot.matrix;
+      state.slots[i].shared = true;
+    }
   }
   return state;
 }
 
-State state_of(Rule rule, const Sizes& s, std::int64_t position, cpu::FinalState&& from) {
-  State state(rule, s.H, s.K, s.V, s.state_dtype);
-  state.assign(position, std::move(from.slots));
+std::vector<State::Slot> written(std::vector<cpu::FinalSlot>&& from) {
+  std::vector<State::Slot> slots;
+  for (cpu::FinalSlot& slot : from) slots.push_back(std::move(slot.slot));
+  return slots;
+}
+
+State state_of(Rule rule, const Sizes& s, int chunk, std::int64_t position, cpu::FinalState&& from) {
+  State state(rule, s.H, s.K, s.V, s.state_dtype, chunk);
+  state.assign(position, written(std::move(from.slots)), std::move(from.open));
+  if (from.before_open)
+    StateAccess::before(state) = std::make_shared<const StateAccess::Before>(
+        StateAccess::Before{written(std::move(from.before)), std::move(from.before_open)});
   return state;
 }
 
@@ -52,31 +105,40 @@ double work_of(const Plan& plan) {
   const Sizes& s = plan.sizes;
   double tokens = 0;
   for (const Sequence& sequence : plan.sequences) tokens += static_cast<double>(sequence.tokens);
-  return tokens * static_cast<double>(s.H) * static_cast<double>(4 * s.K * s.V + plan.chunk * (s.K + s.V) / 2);
+  return tokens * static_cast<double>(s.H) * static_cast<double>(4 * s.K * s.V + 32 * (s.K + s.V));
 }
 
-// dq and dk of every group and token: the sums of their ranges, in order.
+// dq or dk of every group and token: the sums of their ranges, in order. Rows of open tokens go to `opens`, one for
+// each sequence, or nowhere.
 template <class T>
-void sum_ranges(const BackwardArgs& args, const Plan& plan, std::int64_t ranges, std::int64_t tokens,
-                const std::byte* from, const Tensor& to) {
+void sum_ranges(const BackwardArgs& args, const Plan& plan, std::int64_t ranges, std::int64_t rows,
+                const std::byte* from, const Tensor& to, const std::vector<Buffer*>& opens) {
   const Sizes& s = plan.sizes;
-  std::int64_t row = 0;
-  for (const Sequence& sequence : plan.sequences) {
-    parallel_for(sequence.tokens, threads_for(args.threads, static_cast<double>(sequence.tokens * s.G * s.K * ranges)),
-                 [&](std::int64_t t) {
+  std::int64_t first_row = 0;
+  for (std::size_t n = 0; n < plan.sequences.size(); ++n) {
+    const Sequence& sequence = plan.sequences[n];
+    const std::int64_t count = sequence.open + sequence.tokens;
+    parallel_for(count, threads_for(args.threads, static_cast<double>(count * s.G * s.K * ranges)),
+                 [&](std::int64_t i) {
                    std::vector<T> sum(s.K);
                    for (std::int64_t group = 0; group < s.G; ++group) {
                      std::fill(sum.begin(), sum.end(), T(0));
                      for (std::int64_t range = 0; range < ranges; ++range) {
                        const T* part =
-                           reinterpret_cast<const T*>(from) + ((group * ranges + range) * tokens + row + t) * s.K;
+                           reinterpret_cast<const T*>(from) + ((group * ranges + range) * rows + first_row + i) * s.K;
                        for (std::int64_t a = 0; a < s.K; ++a) sum[a] += part[a];
                      }
-                     const std::int64_t at = offset(to, sequence.batch, sequence.first + t, group);
-                     for (std::int64_t a = 0; a < s.K; ++a) put<T>(to, at + a, sum[a]);
+                     const std::int64_t t = i - sequence.open;
+                     if (t >= 0) {
+                       const std::int64_t at = offset(to, sequence.batch, sequence.first + t, group);
+                       for (std::int64_t a = 0; a < s.K; ++a) put<T>(to, at + a, sum[a]);
+                     } else if (opens[n]) {
+                       std::copy(sum.begin(), sum.end(),
+                                 reinterpret_cast<T*>(opens[n]->data()) + (group * sequence.chunk + i) * s.K);
+                     }
                    }
                  });
-    row += sequence.tokens;
+    first_row += count;
   }
 }
 
@@ -97,8 +159,7 @@ void forward_checked(const ForwardArgs& args) {
   const std::int64_t N = static_cast<std::int64_t>(plan.sequences.size());
   std::vector<cpu::FinalState> finals;
   if (!args.final_state.empty())
-    for (const Sequence& sequence : plan.sequences)
-      finals.push_back(slots_for(s, sequence.position + sequence.tokens, &sequence, args.rule));
+    for (const Sequence& sequence : plan.sequences) finals.push_back(final_state_for(args, s, sequence));
   // As many heads of a group together as leaves every thread several pieces of work. No cut changes the result.
   const std::int64_t heads = s.H / s.G, wanted = 2 * thread_count(args.threads);
   const std::int64_t per_range = std::clamp<std::int64_t>(N * s.H / wanted, 1, heads),
@@ -108,9 +169,16 @@ void forward_checked(const ForwardArgs& args) {
     cpu::forward_heads(args, plan, plan.sequences[n], first, std::min(first + per_range, (group + 1) * heads),
                        finals.empty() ? nullptr : &finals[n]);
   });
-  for (std::int64_t n = 0; n < static_cast<std::int64_t>(finals.size()); ++n)
-    args.final_state[n] =
-        state_of(args.rule, s, plan.sequences[n].position + plan.sequences[n].tokens, std::move(finals[n]));
+  for (std::size_t n = 0; n < finals.size(); ++n) {
+    const Sequence& sequence = plan.sequences[n];
+    const bool keeps = sequence.initial && StateAccess::keeps_before(*sequence.initial);
+    // Without a full chunk among the tokens what was kept before is still what comes before.
+    const auto before = keeps && sequence.full_chunks() == 0 ? StateAccess::before(*sequence.initial) : nullptr;
+    State state = state_of(args.rule, s, sequence.chunk, sequence.end(), std::move(finals[n]));
+    if (before) StateAccess::before(state) = before;
+    StateAccess::keeps_before(state) = keeps;
+    args.final_state[n] = std::move(state);
+  }
 }
 
 void backward_checked(const BackwardArgs& args) {
@@ -119,23 +187,29 @@ void backward_checked(const BackwardArgs& args) {
   const Sizes& s = plan.sizes;
   const std::int64_t N = static_cast<std::int64_t>(plan.sequences.size());
   std::vector<cpu::FinalState> dinitials;
-  if (!args.dinitial_state.empty())
-    for (const Sequence& sequence : plan.sequences)
-      dinitials.push_back(slots_for(s, sequence.position, nullptr, args.rule));
+  bool any_open = false;
+  for (const Sequence& sequence : plan.sequences) {
+    any_open = any_open || sequence.open > 0;
+    if (args.dinitial_state.empty()) continue;
+    cpu::FinalState d;
+    d.slots = slots_for(s, sequence, live_slots(sequence, s.L, 0), true);
+    if (sequence.open > 0) d.open = sequence.initial->new_open(s.G);
+    dinitials.push_back(std::move(d));
+  }
 
   // dq and dk of a group are sums over its heads. A range of heads adds up in a buffer of its own, ranges are added in
   // order: the cut depends on the shapes alone, so the sum does not depend on the number of threads.
   const std::int64_t heads = s.H / s.G;
   const std::int64_t per_range = (heads + 7) / 8, ranges = (heads + per_range - 1) / per_range;
   const std::size_t element = size_of(s.state_dtype);
-  const bool direct = heads == 1;
-  std::int64_t tokens = 0;
+  const bool direct = heads == 1 && !any_open;
+  std::int64_t rows = 0;
   std::vector<std::int64_t> first_row;  // of each sequence in a buffer
   for (const Sequence& sequence : plan.sequences) {
-    first_row.push_back(tokens);
-    tokens += sequence.tokens;
+    first_row.push_back(rows);
+    rows += sequence.open + sequence.tokens;
   }
-  const std::int64_t buffer_size = direct ? 0 : tokens * s.K;
+  const std::int64_t buffer_size = direct ? 0 : rows * s.K;
   std::vector<std::byte> dq(s.G * ranges * buffer_size * element), dk(dq.size());
   parallel_for(N * s.G * ranges, threads_for(args.threads, 3 * work_of(plan)), [&](std::int64_t i) {
     const std::int64_t n = i / (s.G * ranges), group = i / ranges % s.G, range = i % ranges;
@@ -149,12 +223,84 @@ void backward_checked(const BackwardArgs& args) {
                          target, dinitials.empty() ? nullptr : &dinitials[n]);
     }
   });
-  if (!direct)
-    for (const auto& [from, to] : {std::pair{dq.data(), args.dq}, std::pair{dk.data(), args.dk}})
-      s.state_dtype == DType::f64 ? sum_ranges<double>(args, plan, ranges, tokens, from, to)
-                                  : sum_ranges<float>(args, plan, ranges, tokens, from, to);
-  for (std::int64_t n = 0; n < static_cast<std::int64_t>(dinitials.size()); ++n)
-    args.dinitial_state[n] = state_of(args.rule, s, plan.sequences[n].position, std::move(dinitials[n]));
+  if (!direct) {
+    const std::vector<Buffer*> nowhere(N, nullptr);
+    std::vector<Buffer*> opens = nowhere;
+    for (std::size_t n = 0; n < dinitials.size(); ++n) opens[n] = dinitials[n].open ? &dinitials[n].open->k : nullptr;
+    const auto sum = [&](const std::vector<std::byte>& from, const Tensor& to, const std::vector<Buffer*>& open) {
+      s.state_dtype == DType::f64 ? sum_ranges<double>(args, plan, ranges, rows, from.data(), to, open)
+                                  : sum_ranges<float>(args, plan, ranges, rows, from.data(), to, open);
+    };
+    sum(dq, args.dq, nowhere);
+    sum(dk, args.dk, opens);
+  }
+  for (std::size_t n = 0; n < dinitials.size(); ++n)
+    args.dinitial_state[n] =
+        state_of(args.rule, s, plan.sequences[n].chunk, plan.sequences[n].position, std::move(dinitials[n]));
+}
+
+// Room for one more open token: the state's own, when a fork shares it a copy.
+State::Open& own_open(State& state, const Sizes& s) {
+  std::shared_ptr<State::Open>& open = StateAccess::open(state);
+  if (!open || (state.open_tokens() == 0 && (open.use_count() > 1 || open->groups != s.G)))
+    open = state.new_open(s.G);
+  else if (open.use_count() > 1)
+    open = std::make_shared<State::Open>(*open);
+  if (open->sums.size() == 0) {
+    open->sums = Buffer(static_cast<std::size_t>(s.H * state.chunk()) * sizeof(double));
+    if (erases(state.rule()))
+      open->mix = Buffer(static_cast<std::size_t>(s.H * state.chunk() * state.chunk()) * size_of(s.state_dtype));
+    open->derived = 0;
+  }
+  open->derived = std::min(open->derived, state.open_tokens());
+  return *open;
+}
+
+// Token of batch row b into row `row` of the open tokens.
+void append_token(const StepArgs& args, const Sizes& s, std::int64_t b, std::int64_t chunk, std::int64_t row,
+                  State::Open& open) {
+  const auto append = [&]<class T>(T) {
+    const auto rows = [&](const ConstTensor& x, Buffer& to, std::int64_t heads, std::int64_t width) {
+      for (std::int64_t h = 0; h < heads; ++h) {
+        T* out = reinterpret_cast<T*>(to.data()) + (h * chunk + row) * width;
+        const std::int64_t at = b * x.stride[0] + h * x.stride[1];
+        for (std::int64_t a = 0; a < width; ++a) out[a] = get<T>(x, at + a);
+      }
+    };
+    rows(args.k, open.k, s.G, s.K);
+    rows(args.v, open.v, s.H, s.V);
+    rows(args.g, open.g, s.H, 1);
+    if (has_beta(args.rule)) rows(args.beta, open.beta, s.H, 1);
+  };
+  s.state_dtype == DType::f64 ? append(double()) : append(float());
+}
+
+// Folds the chunk of open tokens, which is full.
+void fold(const StepArgs& args, const Plan& plan, Sequence sequence, State& state) {
+  const Sizes& s = plan.sizes;
+  sequence.open = sequence.chunk, sequence.tokens = 0, sequence.open_rows = StateAccess::open(state).get();
+  std::shared_ptr<const StateAccess::Before>& before = StateAccess::before(state);
+  before = nullptr;
+  if (StateAccess::keeps_before(state))
+    before = std::make_shared<const StateAccess::Before>(StateAccess::Before{state.slots(), StateAccess::open(state)});
+  // Matrices that nobody else holds are written over: those of the same slot, or of one that merges.
+  std::vector<State::Slot>& slots = StateAccess::slots(state);
+  const std::vector<LiveSlot> live = live_slots(sequence, s.L, 1);
+  cpu::FinalState end;
+  for (std::size_t i = 0; i < live.size(); ++i) {
+    const bool kept = live[i].initial >= 0;
+    std::shared_ptr<Buffer> matrix = i < slots.size() ? slots[i].matrix : nullptr;
+    const bool shared = kept && !erases(args.rule);
+    if (!shared && (!matrix || matrix.use_count() > 2)) matrix = new_matrix(s);
+    end.slots.push_back({{live[i].bit, std::move(matrix), std::vector<double>(s.H, 0.0)}, shared});
+  }
+  const std::int64_t heads = s.H / s.G, per_range = (heads + 7) / 8, ranges = (heads + per_range - 1) / per_range;
+  parallel_for(s.G * ranges, args.threads, [&](std::int64_t i) {
+    const std::int64_t group = i / ranges, first = group * heads + i % ranges * per_range;
+    cpu::fold_heads(args.rule, plan, sequence, first, std::min(first + per_range, (group + 1) * heads), end);
+  });
+  slots = written(std::move(end.slots));
+  if (before) StateAccess::open(state) = nullptr;
 }
 
 void step_checked(const StepArgs& args) {
@@ -165,34 +311,26 @@ void step_checked(const StepArgs& args) {
     for (std::int64_t j = 0; j < i; ++j)
       if (&args.states[i] == &args.states[j]) fail("log_linear.step", "states: {} and {} are the same object", j, i);
 
-  std::vector<std::vector<State::Slot>> slots(s.B);
-  std::vector<std::shared_ptr<std::vector<std::byte>>> fresh(s.B);
-  for (std::int64_t b = 0; b < s.B; ++b) {
-    fresh[b] = new_matrix(s);
-    for (const State::Slot& slot : args.states[b].slots()) {
-      slots[b].push_back(slot);
-      // A rule that erases rewrites every live matrix: one that a fork shares is copied first.
-      if (erases(args.rule) && slot.matrix.use_count() > 2)
-        slots[b].back().matrix = std::make_shared<std::vector<std::byte>>(*slot.matrix);
-    }
-  }
   double work = 0;
-  for (const auto& live : slots) work += static_cast<double>((live.size() + 1) * s.H * s.K * s.V);
-  parallel_for(s.B * s.H, threads_for(args.threads, work), [&](std::int64_t i) {
-    const std::int64_t b = i / s.H;
-    cpu::step_head(args, s, b, i % s.H, args.states[b].position(), slots[b], fresh[b]->data());
+  for (std::int64_t b = 0; b < s.B; ++b) {
+    State& state = args.states[b];
+    append_token(args, s, b, state.chunk(), state.open_tokens(), own_open(state, s));
+    work += static_cast<double>((state.slots().size() + 1) * s.H * s.K * s.V);
+  }
+  // As many heads of a group together as leaves every thread a piece of work: they share what depends on q and k alone.
+  const std::int64_t heads = s.H / s.G, threads = threads_for(thread_count(args.threads), work);
+  const std::int64_t per_range = std::clamp<std::int64_t>(s.B * s.H / threads, 1, heads),
+                     ranges = (heads + per_range - 1) / per_range;
+  parallel_for(s.B * s.G * ranges, threads, [&](std::int64_t i) {
+    const std::int64_t b = i / (s.G * ranges), group = i / ranges % s.G, first = group * heads + i % ranges * per_range;
+    cpu::step_heads(args, plan, b, *StateAccess::open(args.states[b]), first,
+                    std::min(first + per_range, (group + 1) * heads));
   });
   for (std::int64_t b = 0; b < s.B; ++b) {
-    const std::int64_t position = args.states[b].position();
-    const int carry = std::countr_one(static_cast<std::uint64_t>(position));
-    slots[b].resize(slots[b].size() - carry);
-    for (State::Slot& slot : slots[b])
-      for (std::int64_t h = 0; h < s.H; ++h) {
-        const std::int64_t at = b * args.g.stride[0] + h * args.g.stride[1];
-        slot.log_decay[h] += bounded_decay(get<double>(args.g, at));
-      }
-    slots[b].push_back({carry, fresh[b], std::vector<double>(s.H, 0.0)});
-    args.states[b].assign(position + 1, std::move(slots[b]));
+    State& state = args.states[b];
+    StateAccess::open(state)->derived = state.open_tokens() + 1;
+    if (state.open_tokens() + 1 == state.chunk()) fold(args, plan, plan.sequences[b], state);
+    ++StateAccess::position(state);
   }
 }
 

@@ -13,7 +13,7 @@
 namespace loglinear::log_linear {
 
 // The same contracts as forward() and backward(), computed by the definition: in float64 when q is f64, else in
-// float32. One head at a time, states kept at every 64th token. `chunk` is checked and otherwise ignored.
+// float32. One head at a time, states kept at every 64th token. `chunk` only says what the states look like.
 void ref_forward(const ForwardArgs& args);
 void ref_backward(const BackwardArgs& args);
 
@@ -30,16 +30,18 @@ struct Block {
 template <class S>
 using Blocks = std::vector<Block<S>>;
 
-// One head of one sequence.
+// One head of one sequence. Its first tokens may be those that were open in the initial state: nothing is asked of
+// them.
 template <class S>
 struct Head {
   std::int64_t T = 0, K = 0, V = 0, L = 0;
-  std::int64_t position = 0;    // of the first token
+  int last_bit = 62;            // blocks of this bit and larger are read through one level and kept as one
+  std::int64_t settled = 0;     // the final blocks are those after so many tokens
   std::vector<S> q, k;          // (T, K)
   std::vector<S> v;             // (T, V)
   std::vector<S> g, beta;       // (T)      beta: ones for rules without it
   std::vector<S> level_scales;  // (T, L)
-  Blocks<S> initial;            // one per set bit of position
+  Blocks<S> initial;            // those before the first token
 };
 
 template <class S>
@@ -61,13 +63,14 @@ void transition(const Head<S>& x, std::int64_t t, Blocks<S>& blocks) {
   }
 }
 
-// The counter goes from `position` to position + 1: the new block takes in every block of a trailing one bit.
+// The counter takes in one token: the new block merges with every block of a trailing one bit.
 template <class S>
-void increment(std::int64_t position, Blocks<S>& blocks, std::vector<S> written) {
+void increment(int last_bit, Blocks<S>& blocks, std::vector<S> written) {
   int bit = 0;
-  for (; position >> bit & 1; ++bit) {
+  while (!blocks.empty() && (bit == last_bit || blocks.back().bit == bit)) {
     for (std::size_t i = 0; i < written.size(); ++i) written[i] += blocks.back().matrix[i];
     blocks.pop_back();
+    if (bit < last_bit) ++bit;
   }
   blocks.push_back({bit, std::move(written)});
 }
@@ -89,26 +92,28 @@ void read(const Head<S>& x, std::int64_t t, const std::vector<S>& matrix, S weig
     for (std::int64_t b = 0; b < x.V; ++b) out[b] += weight * x.q[t * x.K + a] * matrix[a * x.V + b];
 }
 
-// Returns out (T, V) and leaves the final blocks in `blocks` (in: the initial ones).
+// Returns out (T, V) and puts the final blocks into `final_blocks`.
 template <class Rule, class S>
-std::vector<S> forward(const Head<S>& x, Blocks<S>& blocks) {
+std::vector<S> forward(const Head<S>& x, Blocks<S>& final_blocks) {
   std::vector<S> out(x.T * x.V, S(0));
-  blocks = x.initial;
+  Blocks<S> blocks = x.initial;
   for (std::int64_t t = 0; t < x.T; ++t) {
+    if (t == x.settled) final_blocks = blocks;
     transition<Rule>(x, t, blocks);
     std::vector<S> written = write<Rule>(x, t);
     read(x, t, written, x.level_scales[t * x.L], &out[t * x.V]);
     for (const Block<S>& block : blocks)
       read(x, t, block.matrix, x.level_scales[t * x.L + level_of_bit(block.bit, x.L)], &out[t * x.V]);
-    increment(x.position + t, blocks, std::move(written));
+    increment(x.last_bit, blocks, std::move(written));
   }
+  if (x.settled == x.T) final_blocks = std::move(blocks);
   return out;
 }
 
-// The adjoint of forward. dfinal: empty (zero), or one block per set bit of the final position. States are recomputed
-// from copies kept every kStride tokens.
+// The adjoint of forward. dfinal: the gradient of each final block, or empty (zero). States are recomputed from copies
+// kept every kStride tokens.
 template <class Rule, class S>
-Gradients<S> backward(const Head<S>& x, const std::vector<S>& dout, Blocks<S> dblocks) {
+Gradients<S> backward(const Head<S>& x, const std::vector<S>& dout, const Blocks<S>& dfinal) {
   using std::exp;
   constexpr std::int64_t kStride = 64;
   const std::int64_t K = x.K, V = x.V, L = x.L;
@@ -125,10 +130,14 @@ Gradients<S> backward(const Head<S>& x, const std::vector<S>& dout, Blocks<S> db
   for (std::int64_t t = 0; t < x.T; ++t) {
     if (t % kStride == 0) kept.push_back(blocks);
     transition<Rule>(x, t, blocks);
-    increment(x.position + t, blocks, write<Rule>(x, t));
+    increment(x.last_bit, blocks, write<Rule>(x, t));
   }
-  if (dblocks.empty())  // no gradient comes from the final state
-    for (const Block<S>& block : blocks) dblocks.push_back({block.bit, std::vector<S>(K * V, S(0))});
+  Blocks<S> dblocks;  // of the blocks after the tokens that the loop below has not gone back over
+  for (const Block<S>& block : blocks) dblocks.push_back({block.bit, std::vector<S>(K * V, S(0))});
+  const auto add_final = [&](std::int64_t tokens) {
+    for (std::size_t n = 0; tokens == x.settled && n < dfinal.size(); ++n)
+      for (std::int64_t i = 0; i < K * V; ++i) dblocks[n].matrix[i] += dfinal[n].matrix[i];
+  };
 
   for (std::int64_t first = (x.T - 1) / kStride * kStride; x.T > 0 && first >= 0; first -= kStride) {
     const std::int64_t last = std::min(x.T, first + kStride);
@@ -137,12 +146,13 @@ Gradients<S> backward(const Head<S>& x, const std::vector<S>& dout, Blocks<S> db
     for (std::int64_t t = first; t < last; ++t) {
       before.push_back(blocks);
       transition<Rule>(x, t, blocks);
-      increment(x.position + t, blocks, write<Rule>(x, t));
+      increment(x.last_bit, blocks, write<Rule>(x, t));
     }
     for (std::int64_t t = last - 1; t >= first; --t) {
       const S *q = &x.q[t * K], *k = &x.k[t * K], *v = &x.v[t * V], *dout_t = &dout[t * V];
       const Blocks<S>& old = before[t - first];
 
+      add_final(t + 1);
       // Increment: what was written, and every block merged with it, receive the gradient of the merged block.
       std::vector<S> dwritten = dblocks.back().matrix;
       dblocks.pop_back();
@@ -187,6 +197,7 @@ Gradients<S> backward(const Head<S>& x, const std::vector<S>& dout, Blocks<S> db
       }
     }
   }
+  add_final(0);
   d.dinitial = std::move(dblocks);
   return d;
 }

@@ -13,52 +13,158 @@ HWY_BEFORE_NAMESPACE();
 namespace loglinear {
 namespace HWY_NAMESPACE {
 
-// One token of one head, from matrices as the State holds them.
-template <class Rule, class T>
-void step_head(const StepArgs& args, const Sizes& s, std::int64_t b, std::int64_t h, std::int64_t position,
-               const std::vector<State::Slot>& slots, std::byte* written) {
-  const std::int64_t K = s.K, V = s.V;
-  const auto at = [&](const auto& x, std::int64_t head) { return b * x.stride[0] + head * x.stride[1]; };
-  const std::int64_t group = h / (s.H / s.G);
-  Matrix<T> scratch = Pool<T>::take(static_cast<std::size_t>(2 * K + 3 * V));
-  T *q = scratch.get(), *k = q + K, *v = k + K, *out = v + V, *found = out + V;
-  for (std::int64_t a = 0; a < K; ++a) {
-    q[a] = log_linear::get<T>(args.q, at(args.q, group) + a);
-    k[a] = log_linear::get<T>(args.k, at(args.k, group) + a);
-  }
-  for (std::int64_t j = 0; j < V; ++j) v[j] = log_linear::get<T>(args.v, at(args.v, h) + j);
-  const double g = log_linear::bounded_decay(log_linear::get<double>(args.g, at(args.g, h)));
-  const T beta = Rule::kErases ? log_linear::get<T>(args.beta, at(args.beta, h)) : T(1);
-  const auto scale = [&](std::int64_t l) {
-    return log_linear::get<T>(args.level_scales, at(args.level_scales, h) + std::min(l, s.L - 1));
+// y (n) = x^T B, or added to y, for up to Vectors vectors of columns of B (M, n), the last vector possibly not full.
+// Rows are taken several at a time where few columns would leave the multipliers waiting.
+template <int Vectors, class T>
+HWY_INLINE void row_times_columns(std::int64_t M, std::int64_t n, const T* HWY_RESTRICT x, const T* HWY_RESTRICT b,
+                                  std::int64_t ldb, T* HWY_RESTRICT y, bool add) {
+  const Lanes<T> d;
+  const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
+  using Vec = hn::Vec<Lanes<T>>;
+  constexpr int kRows = 8 / Vectors;
+  const auto last = hn::FirstN(d, static_cast<std::size_t>(n - (Vectors - 1) * N));
+  Vec sum[kRows][Vectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+    for (int j = 0; j < Vectors; ++j) sum[r][j] = hn::Zero(d);
+  const auto row = [&](std::int64_t m, Vec(&to)[Vectors]) HWY_ATTR {
+    const Vec xm = hn::Set(d, x[m]);
+    const T* bm = b + m * ldb;
+#pragma GCC unroll 8
+    for (int j = 0; j + 1 < Vectors; ++j) to[j] = hn::MulAdd(xm, hn::LoadU(d, bm + j * N), to[j]);
+    to[Vectors - 1] = hn::MulAdd(xm, hn::MaskedLoad(last, d, bm + (Vectors - 1) * N), to[Vectors - 1]);
   };
-
-  T* fresh = reinterpret_cast<T*>(written) + h * K * V;
-  const T self = scale(0) * dot(K, q, k) * (Rule::kErases ? beta : T(1));
-  for (std::int64_t j = 0; j < V; ++j) out[j] = self * v[j];
-  for (std::int64_t a = 0; a < K; ++a)
-    for (std::int64_t j = 0; j < V; ++j) fresh[a * V + j] = (Rule::kErases ? beta * k[a] : k[a]) * v[j];
-
-  const int carry = std::countr_one(static_cast<std::uint64_t>(position));
-  for (const State::Slot& slot : slots) {
-    T* S = reinterpret_cast<T*>(slot.matrix->data()) + h * K * V;
-    if constexpr (Rule::kErases) {
-      std::fill(found, found + V, T(0));
-      for (std::int64_t a = 0; a < K; ++a)
-        for (std::int64_t j = 0; j < V; ++j) found[j] += k[a] * S[a * V + j];
-      for (std::int64_t a = 0; a < K; ++a)
-        for (std::int64_t j = 0; j < V; ++j) S[a * V + j] -= beta * k[a] * found[j];
-    }
-    const T decay = static_cast<T>(std::exp(slot.log_decay[h] + g));
-    const T weight = decay * scale(slot.bit + 1);
-    std::fill(found, found + V, T(0));
-    for (std::int64_t a = 0; a < K; ++a)
-      for (std::int64_t j = 0; j < V; ++j) found[j] += q[a] * S[a * V + j];
-    for (std::int64_t j = 0; j < V; ++j) out[j] += weight * found[j];
-    if (slot.bit < carry)
-      for (std::int64_t i = 0; i < K * V; ++i) fresh[i] += decay * S[i];
+  std::int64_t m = 0;
+  for (; m + kRows <= M; m += kRows)
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) row(m + r, sum[r]);
+  for (; m < M; ++m) row(m, sum[0]);
+#pragma GCC unroll 8
+  for (int j = 0; j < Vectors; ++j) {
+    for (int r = 1; r < kRows; ++r) sum[0][j] = hn::Add(sum[0][j], sum[r][j]);
+    T* to = y + j * N;  // y is padded
+    hn::StoreU(add ? hn::Add(hn::LoadU(d, to), sum[0][j]) : sum[0][j], d, to);
   }
-  for (std::int64_t j = 0; j < V; ++j) log_linear::put<T>(args.out, at(args.out, h) + j, out[j]);
+}
+
+// y (n, padded to whole vectors) = x^T B, or added to y, for x (M), B (M, n) with rows ldb apart.
+template <class T>
+HWY_NOINLINE void row_times(std::int64_t M, std::int64_t n, const T* x, const T* b, std::int64_t ldb, T* y, bool add) {
+  const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(Lanes<T>()));
+  for (std::int64_t j = 0; j < n;) {
+    const std::int64_t left = n - j;
+    if (left > 7 * N)
+      row_times_columns<8>(M, std::min(left, 8 * N), x, b + j, ldb, y + j, add), j += 8 * N;
+    else if (left > 3 * N)
+      row_times_columns<4>(M, std::min(left, 4 * N), x, b + j, ldb, y + j, add), j += 4 * N;
+    else if (left > N)
+      row_times_columns<2>(M, std::min(left, 2 * N), x, b + j, ldb, y + j, add), j += 2 * N;
+    else
+      row_times_columns<1>(M, left, x, b + j, ldb, y + j, add), j += N;
+  }
+}
+
+// y[i] = x . row i of B (rows, n), whose rows are n apart; x is padded with zeros.
+template <class T>
+HWY_NOINLINE void rows_times(std::int64_t rows, std::int64_t n, const T* HWY_RESTRICT b, const T* HWY_RESTRICT x,
+                             T* HWY_RESTRICT y) {
+  const Lanes<T> d;
+  const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d)), whole = n / N * N;
+  const auto last = hn::FirstN(d, static_cast<std::size_t>(n - whole));
+  constexpr int kRows = 4;
+  for (std::int64_t i = 0; i < rows; i += kRows) {
+    const T* row[kRows];  // past the end: the last one again
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) row[r] = b + std::min(i + r, rows - 1) * n;
+    auto s0 = hn::Zero(d), s1 = hn::Zero(d), s2 = hn::Zero(d), s3 = hn::Zero(d);
+    for (std::int64_t j = 0; j < whole; j += N) {
+      const auto xj = hn::LoadU(d, x + j);
+      s0 = hn::MulAdd(xj, hn::LoadU(d, row[0] + j), s0);
+      s1 = hn::MulAdd(xj, hn::LoadU(d, row[1] + j), s1);
+      s2 = hn::MulAdd(xj, hn::LoadU(d, row[2] + j), s2);
+      s3 = hn::MulAdd(xj, hn::LoadU(d, row[3] + j), s3);
+    }
+    if (whole < n) {
+      const auto xj = hn::LoadU(d, x + whole);
+      s0 = hn::MulAdd(xj, hn::MaskedLoad(last, d, row[0] + whole), s0);
+      s1 = hn::MulAdd(xj, hn::MaskedLoad(last, d, row[1] + whole), s1);
+      s2 = hn::MulAdd(xj, hn::MaskedLoad(last, d, row[2] + whole), s2);
+      s3 = hn::MulAdd(xj, hn::MaskedLoad(last, d, row[3] + whole), s3);
+    }
+    const T sums[kRows] = {hn::GetLane(hn::SumOfLanes(d, s0)), hn::GetLane(hn::SumOfLanes(d, s1)),
+                           hn::GetLane(hn::SumOfLanes(d, s2)), hn::GetLane(hn::SumOfLanes(d, s3))};
+    for (int r = 0; r < kRows && i + r < rows; ++r) y[i + r] = sums[r];
+  }
+}
+
+// Heads [first, last) of one group, for the token in row `sequence.open` of the open tokens.
+template <class Rule, class T>
+void step_heads(const StepArgs& args, const Plan& plan, std::int64_t b, State::Open& open, std::int64_t first,
+                std::int64_t last) {
+  const Sizes& s = plan.sizes;
+  const Sequence& sequence = plan.sequences[b];
+  const std::int64_t K = s.K, V = s.V, C = sequence.chunk, n = sequence.open, rows = n + 1;
+  const std::int64_t group = first / (s.H / s.G), Cp = padded(C), Kp = padded(K), Vp = padded(V);
+  const auto part = [](Buffer& x, std::int64_t at) { return reinterpret_cast<T*>(x.data()) + at; };
+  const auto at = [&](const auto& x, std::int64_t head) { return b * x.stride[0] + head * x.stride[1]; };
+  static thread_local Buffer scratch;  // a step allocates nothing once it has been as large
+  const std::size_t bytes = static_cast<std::size_t>(5 * Cp + 3 * Kp + Vp) * sizeof(T);
+  if (scratch.size() < bytes) scratch = Buffer(bytes);
+  T *kk = part(scratch, 0), *qk = kk + Cp, *p0 = qk + Cp, *p = p0 + Cp, *decay = p + Cp;
+  T *q = decay + Cp, *qe = q + Kp, *scaled = qe + Kp, *out = scaled + Kp;
+
+  const T* k = part(open.k, group * C * K);
+  for (std::int64_t r = open.derived; r < rows; ++r) {
+    if constexpr (Rule::kErases) {
+      std::copy(k + r * K, k + (r + 1) * K, q);
+      std::fill(q + K, q + Kp, T(0));
+      rows_times(r, K, k, q, kk);
+    }
+    for (std::int64_t h = first; h < last; ++h) {
+      double* sums = reinterpret_cast<double*>(open.sums.data()) + h * C;
+      sums[r] = (r > 0 ? sums[r - 1] : 0) + log_linear::bounded_decay(part(open.g, h * C)[r]);
+      if constexpr (Rule::kErases) {  // mix = (I + N)^-1 diag(beta), row by row
+        T *mix = part(open.mix, h * C * C), *row = mix + r * C;
+        const T beta = part(open.beta, h * C)[r];
+        row_times(r, r, kk, mix, C, p0, false);
+        for (std::int64_t j = 0; j < r; ++j) row[j] = -beta * p0[j];
+        row[r] = beta;
+        std::fill(row + r + 1, row + C, T(0));
+      }
+    }
+  }
+
+  for (std::int64_t a = 0; a < K; ++a) q[a] = log_linear::get<T>(args.q, at(args.q, group) + a);
+  std::fill(q + K, q + Kp, T(0));
+  rows_times(rows, K, k, q, qk);
+  for (std::int64_t h = first; h < last; ++h) {
+    const auto scale = [&](std::int64_t level) {
+      return log_linear::get<T>(args.level_scales, at(args.level_scales, h) + std::min(level, s.L - 1));
+    };
+    // Among the open tokens.
+    const double* sums = reinterpret_cast<const double*>(open.sums.data()) + h * C;
+    for (std::int64_t j = 0; j < rows; ++j) decay[j] = static_cast<T>(sums[n] - sums[j]);
+    for (std::int64_t j = rows; j < padded(rows); ++j) decay[j] = T(0);
+    exp_all(rows, decay, decay);
+    const T *weights = qk, *query = q;
+    if constexpr (Rule::kErases) {
+      row_times(rows, rows, qk, part(open.mix, h * C * C), C, p0, false);
+      row_times(rows, K, p0, k, K, qe, false);
+      for (std::int64_t a = 0; a < K; ++a) qe[a] = q[a] - qe[a];
+      weights = p0, query = qe;
+    }
+    for (std::int64_t j = 0; j < rows; ++j)
+      p[j] = weights[j] * decay[j] * scale(std::bit_width(static_cast<std::uint64_t>(n ^ j)));
+    row_times(rows, V, p, part(open.v, h * C * V), V, out, false);
+    // From the states before them.
+    for (const State::Slot& slot : args.states[b].slots()) {
+      const T weight = static_cast<T>(std::exp(slot.log_decay[h] + sums[n])) * scale(slot.bit + 1);
+      for (std::int64_t a = 0; a < K; ++a) scaled[a] = weight * query[a];
+      row_times(K, V, scaled, part(*slot.matrix, h * K * V), V, out, true);
+    }
+    for (std::int64_t j = 0; j < V; ++j) log_linear::put<T>(args.out, at(args.out, h) + j, out[j]);
+  }
 }
 
 }  // namespace HWY_NAMESPACE

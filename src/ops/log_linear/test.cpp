@@ -101,13 +101,15 @@ void check_chunk(const Shape& shape, std::uint64_t seed = 1) {
 
 // ---- reference -----------------------------------------------------------------------------------------------------
 
+// From `position` on, T tokens, of which the last `open` come after the final state's blocks.
 template <class Rule>
-void check_complex_step(std::int64_t T, std::int64_t L, std::int64_t position) {
+void check_complex_step(std::int64_t T, std::int64_t L, std::int64_t position, std::int64_t open = 0,
+                        int last_bit = 62) {
   using C = std::complex<double>;
   const std::int64_t K = 3, V = 2;
   Random random(7, T);
   ref::Head<double> x;
-  x.T = T, x.K = K, x.V = V, x.L = L, x.position = position;
+  x.T = T, x.K = K, x.V = V, x.L = L, x.last_bit = last_bit, x.settled = T - open;
   const auto fill = [&](std::vector<double>& to, std::int64_t n, double shift, double scale) {
     to.resize(n);
     for (double& e : to) e = shift + scale * random.normal();
@@ -122,16 +124,13 @@ void check_complex_step(std::int64_t T, std::int64_t L, std::int64_t position) {
   std::vector<double> dout;
   fill(dout, T * V, 0, 1);
   ref::Blocks<double> dfinal;
-  for (int bit = 40; bit >= 0; --bit)
-    if ((position + T) >> bit & 1) {
-      dfinal.push_back({bit, {}});
-      fill(dfinal.back().matrix, K * V, 0, 1);
-    }
+  ref::forward<Rule>(x, dfinal);
+  for (auto& block : dfinal) fill(block.matrix, K * V, 0, 1);
   const ref::Gradients<double> d = ref::backward<Rule>(x, dout, dfinal);
 
   // loss = <out, dout> + <final, dfinal>; its derivative in one input is imag(loss(input + i h)) / h, exact for tiny h.
   ref::Head<C> z;
-  z.T = T, z.K = K, z.V = V, z.L = L, z.position = position;
+  z.T = T, z.K = K, z.V = V, z.L = L, z.last_bit = last_bit, z.settled = x.settled;
   const auto copy = [](const std::vector<double>& from) { return std::vector<C>(from.begin(), from.end()); };
   z.q = copy(x.q), z.k = copy(x.k), z.v = copy(x.v), z.g = copy(x.g), z.beta = copy(x.beta),
   z.level_scales = copy(x.level_scales);
@@ -171,6 +170,9 @@ TEST(Reference, BackwardEqualsComplexStep) {
       check_complex_step<R>(6, 1, 0);    // one level
       check_complex_step<R>(11, 8, 13);  // from a state
       check_complex_step<R>(5, 4, (std::int64_t{1} << 40) + 3);
+      check_complex_step<R>(11, 8, 13, 2);    // the last tokens are not in the final state's blocks
+      check_complex_step<R>(13, 4, 0, 1, 2);  // blocks of four tokens and more are one
+      check_complex_step<R>(9, 1, 12, 9, 0);  // all of them, and no final state of its own
     });
 }
 
@@ -365,12 +367,12 @@ TEST(State, ManyCutsEqualOneCall) {
   }
 }
 
-TEST(State, CutsAtChunkBoundariesGiveTheSameBits) {
+TEST(State, CutsGiveTheSameBits) {
   for (Rule rule : kRules) {
     check_pieces<float>({.rule = rule, .B = 2, .T = 300, .G = 1, .H = 2, .K = 16, .V = 24, .L = 6, .chunk = 32},
-                        {32, 64, 256}, true);
+                        {1, 2, 31, 32, 64, 65, 65, 97, 256, 299}, true);
     check_pieces<bfloat16>({.rule = rule, .B = 1, .T = 300, .G = 1, .H = 2, .K = 16, .V = 24, .L = 6, .chunk = 64},
-                           {128, 192}, true);
+                           {5, 128, 192, 200}, true);
   }
 }
 
@@ -379,12 +381,14 @@ TEST(State, GradientsThroughStatesEqualTheReference) {
     for (const auto& [start, T] :
          std::vector<std::pair<std::int64_t, std::int64_t>>{{0, 9}, {5, 1}, {7, 9}, {13, 70}, {64, 64}, {100, 41}}) {
       const Shape shape{.rule = rule, .B = 2, .T = T, .G = 1, .H = 2, .K = 6, .V = 5, .L = 6, .chunk = 16};
-      Problem<double> before({.rule = rule, .B = 2, .T = start, .G = 1, .H = 2, .K = 6, .V = 5, .L = 6}, 2);
+      Problem<double> before({.rule = rule, .B = 2, .T = start, .G = 1, .H = 2, .K = 6, .V = 5, .L = 6, .chunk = 16},
+                             2);
       std::vector<State> initial(2), dfinal(2);
       ForwardArgs a = before.forward_args();
       a.final_state = initial;
       log_linear::ref_forward(a);
-      Problem<double> other({.rule = rule, .B = 2, .T = start + T, .G = 1, .H = 2, .K = 6, .V = 5, .L = 6}, 3);
+      Problem<double> other({.rule = rule, .B = 2, .T = start + T, .G = 1, .H = 2, .K = 6, .V = 5, .L = 6, .chunk = 16},
+                            3);
       a = other.forward_args();
       a.final_state = dfinal;  // any numbers will do for a gradient; these carry lazy decays
       log_linear::forward(a);
@@ -457,7 +461,8 @@ TEST(State, StepEqualsReferenceAtLargePositions) {
                                                 std::vector<double>(2 * 4 * 4));
       for (auto& m : matrices)
         for (double& e : m) e = random.normal();
-      std::vector<State> initial = {State::from_dense(rule, 2, 4, 4, DType::f64, position, matrices)};
+      // Chunks of one token: a slot for every bit, and a new one at every step.
+      std::vector<State> initial = {State::from_dense(rule, 2, 4, 4, DType::f64, position, matrices, 1)};
       Reference<double> want(p);
       want.forward(initial);
       std::vector<State> states = initial;
@@ -476,9 +481,16 @@ TEST(State, StepEqualsReferenceAtLargePositions) {
     }
 }
 
+// Whether two states share all of their memory.
+bool same_memory(const State& a, const State& b) {
+  bool same = a.slots().size() == b.slots().size() && a.open() == b.open();
+  for (std::size_t i = 0; same && i < a.slots().size(); ++i) same = a.slots()[i].matrix == b.slots()[i].matrix;
+  return same;
+}
+
 TEST(State, ForkSharesUntilOneSideChanges) {
   for (Rule rule : kRules) {
-    const Shape shape{.rule = rule, .T = 45, .G = 1, .H = 2, .K = 4, .V = 4, .L = 7};
+    const Shape shape{.rule = rule, .T = 47, .G = 1, .H = 2, .K = 4, .V = 4, .L = 7, .chunk = 4};
     Problem<float> p(shape, 1);
     std::vector<State> states(1);
     ForwardArgs a = p.forward_args();
@@ -486,21 +498,29 @@ TEST(State, ForkSharesUntilOneSideChanges) {
     log_linear::forward(a);
     const std::vector<double> kept = dense(states[0]);
     std::vector<State> fork = states;
-    ASSERT_EQ(states[0].slots().size(), 4u);  // 45 = 101101b
-    for (std::size_t i = 0; i < 4; ++i) EXPECT_EQ(fork[0].slots()[i].matrix, states[0].slots()[i].matrix);
+    ASSERT_EQ(states[0].slots().size(), 3u);  // 44 = 101100b, and three open tokens
+    EXPECT_EQ(states[0].bytes(), 3 * (2 * 4 * 4 * sizeof(float) + 2 * sizeof(double)) +
+                                     3 * (4 + 2 * 4 + 2 * (has_beta(rule) ? 2 : 1)) * sizeof(float));
+    EXPECT_TRUE(same_memory(fork[0], states[0]));
     log_linear::StepArgs s = step_args(p.forward_args(), 0);
     s.states = fork;
-    log_linear::step(s);
+    log_linear::step(s);  // fills the chunk: 48 = 110000b
     EXPECT_EQ(dense(states[0]), kept) << "the fork wrote into its origin";
-    EXPECT_EQ(fork[0].position(), 46);
-    for (std::size_t i = 0; i < 3; ++i)  // without erasure older states are immutable: still shared after the step
-      EXPECT_EQ(fork[0].slots()[i].matrix == states[0].slots()[i].matrix, !erases(rule));
-    EXPECT_EQ(states[0].bytes(), 4 * (2 * 4 * 4 * sizeof(float) + 2 * sizeof(double)));
+    EXPECT_EQ(fork[0].position(), 48);
+    ASSERT_EQ(fork[0].slots().size(), 2u);
+    // Without erasure an older state is immutable: still shared.
+    EXPECT_EQ(fork[0].slots()[0].matrix == states[0].slots()[0].matrix, !erases(rule));
+    fork = states;
+    fork[0].rollback(1);
+    log_linear::step(s);  // only an open token changes
+    EXPECT_EQ(dense(states[0]), kept) << "the fork wrote into its origin";
+    for (std::size_t i = 0; i < 3; ++i) EXPECT_EQ(fork[0].slots()[i].matrix, states[0].slots()[i].matrix);
+    EXPECT_NE(fork[0].open(), states[0].open());
   }
 }
 
 TEST(State, ForwardSharesOldMatricesWithoutErasure) {
-  Problem<float> p({.T = 8, .K = 4, .V = 4, .L = 9}, 1);
+  Problem<float> p({.T = 8, .K = 4, .V = 4, .L = 9, .chunk = 2}, 1);
   std::vector<State> a(1), b(1);
   ForwardArgs args = p.forward_args();
   args.final_state = a;
@@ -515,15 +535,131 @@ TEST(State, ForwardSharesOldMatricesWithoutErasure) {
   EXPECT_EQ(dense(a[0]), dense(b[0]));
 }
 
+// Runs tokens [first, last) of p from the state on: in one call, or token by token.
+template <class E>
+std::vector<double> go_on(Problem<E>& p, State& state, std::int64_t first, std::int64_t last, bool steps) {
+  std::vector<State> states = {std::move(state)};
+  ForwardArgs a = piece(p.forward_args(), first, last);
+  a.chunk = 0;
+  a.initial_state = states, a.final_state = states;
+  if (!steps) log_linear::forward(a);
+  for (std::int64_t t = first; steps && t < last; ++t) {
+    log_linear::StepArgs s = step_args(p.forward_args(), t);
+    s.states = states;
+    log_linear::step(s);
+  }
+  state = std::move(states[0]);
+  const std::int64_t row = p.shape.H * p.shape.V;
+  const std::vector<double> out = p.out.values();
+  return {out.begin() + first * row, out.begin() + last * row};
+}
+
+// Steps and calls, forks and rollbacks in any order leave what reading the tokens that count would have left, bit for
+// bit.
+TEST(State, RollbackThenReplayGivesTheSameBits) {
+  rc::check([] {
+    const Rule rule = kRules[*rc::gen::inRange<std::size_t>(0, std::size(kRules))];
+    const int chunk = 1 << *rc::gen::inRange(0, 5);
+    const std::int64_t T = 120;
+    Problem<float> p({.rule = rule, .T = T, .G = 1, .H = 2, .K = 5, .V = 9, .L = *rc::gen::inRange(1, 9)}, 3);
+    State state(rule, 2, 5, 9, DType::f32, chunk);
+    if (*rc::gen::arbitrary<bool>()) state.allow_rollback();
+    std::vector<State> at = {state};           // the state that was seen at each position
+    std::vector<std::vector<double>> outs(T);  // and the output of each token
+    for (int i = 0; i < 12; ++i) {
+      const std::int64_t n = *rc::gen::inRange<std::int64_t>(0, 2 * chunk + 2), position = state.position();
+      if (*rc::gen::arbitrary<bool>()) {
+        const std::int64_t back = std::min(n, state.rollback_limit());
+        state.rollback(back);
+        at.resize(state.position() + 1);
+        RC_ASSERT(dense(state) == dense(at.back()));
+      } else {
+        for (std::int64_t t = position; t < std::min(T, position + n); ++t) {
+          const bool again = !outs[t].empty();
+          const std::vector<double> out = go_on(p, state, t, t + 1, true);
+          if (again) RC_ASSERT(out == outs[t]);
+          outs[t] = out;
+          at.push_back(state);
+        }
+      }
+    }
+    // Rolled back over a call of forward, the tokens of the call come again as they were.
+    const std::int64_t first = state.position(), last = std::min<std::int64_t>(T, first + 2 * chunk);
+    const std::vector<double> out = go_on(p, state, first, last, false);
+    const std::int64_t back = std::min(state.rollback_limit(), last - first);
+    state.rollback(back);
+    const std::vector<double> again = go_on(p, state, last - back, last, false);
+    RC_ASSERT(std::equal(again.begin(), again.end(), out.end() - static_cast<std::ptrdiff_t>(again.size())));
+  });
+}
+
+TEST(State, RollbackGoesBackAChunkWhenAllowed) {
+  for (Rule rule : kRules)
+    for (bool steps : {true, false}) {
+      Problem<double> p({.rule = rule, .T = 40, .K = 3, .V = 4, .L = 5}, 8);
+      State state(rule, 1, 3, 4, DType::f64, 8), keeping = state;
+      keeping.allow_rollback();
+      go_on(p, state, 0, 35, steps);
+      go_on(p, keeping, 0, 35, steps);
+      EXPECT_EQ(dense(state), dense(keeping));
+      EXPECT_EQ(state.rollback_limit(), 3);
+      EXPECT_EQ(keeping.rollback_limit(), 11);
+      EXPECT_THROW(state.rollback(4), Error);
+      EXPECT_THROW(keeping.rollback(12), Error);
+      EXPECT_THROW(keeping.rollback(-1), Error);
+      State fresh(rule, 1, 3, 4, DType::f64, 8), back = keeping;
+      go_on(p, fresh, 0, 25, steps);
+      back.rollback(10);
+      EXPECT_EQ(dense(back), dense(fresh));
+      EXPECT_EQ(back.rollback_limit(), 1);
+      EXPECT_EQ(go_on(p, back, 25, 40, steps), go_on(p, fresh, 25, 40, steps));
+      EXPECT_EQ(dense(back), dense(fresh));
+      go_on(p, keeping, 35, 36, false);  // within a chunk what was kept stays
+      EXPECT_EQ(keeping.rollback_limit(), 12);
+      keeping.allow_rollback(false);
+      EXPECT_EQ(keeping.rollback_limit(), 4);
+    }
+}
+
+// Blocks that are read through the last level are one matrix: few levels, few states; one level, one state.
+TEST(State, HasNoMoreMatricesThanLevels) {
+  for (Rule rule : kRules)
+    for (const auto& [L, slots] :
+         std::vector<std::pair<std::int64_t, std::size_t>>{{1, 1}, {4, 1}, {5, 2}, {6, 3}, {9, 6}}) {
+      Problem<float> p({.rule = rule, .T = 252 + 3, .K = 3, .V = 4, .L = L, .chunk = 4}, 8);
+      State calls(rule, 1, 3, 4, DType::f32, 4), steps = calls;
+      go_on(p, calls, 0, 100, false);
+      go_on(p, calls, 100, 255, false);
+      const std::vector<double> out = p.out.values();
+      go_on(p, steps, 0, 255, true);
+      EXPECT_TRUE(close("out", p.out.values(), out, 4 * factor(rule) * forward_bound<float>()));
+      for (const State* state : {&calls, &steps}) {
+        ASSERT_EQ(state->slots().size(), slots) << L;  // 252 = 11111100b
+        EXPECT_EQ(state->block_begin(0), 0);
+        for (std::size_t i = 1; i < slots; ++i)
+          EXPECT_EQ(state->block_begin(i), 252 - (252 & ((1 << (state->slots()[i].bit + 1)) - 1)));
+      }
+      EXPECT_EQ(dense(calls), dense(steps));
+      if (slots == 6) continue;
+      // With more levels those blocks would have to be told apart.
+      Problem<float> more({.rule = rule, .T = 1, .K = 3, .V = 4, .L = L + 5}, 8);
+      EXPECT_THROW(go_on(more, calls, 0, 1, false), Error);
+    }
+}
+
 TEST(State, RefusesWhatIsNotAState) {
   EXPECT_THROW(State(Rule::scalar_decay, 0, 1, 1), Error);
   EXPECT_THROW(State(Rule::scalar_decay, 1, 1, 1, DType::bf16), Error);
   EXPECT_THROW(State(Rule::scalar_decay, std::int64_t{1} << 31, std::int64_t{1} << 31, 4), Error);
   State state(Rule::scalar_decay, 1, 2, 2);
-  EXPECT_THROW(state.assign(3, {}), Error);
+  EXPECT_THROW(state.assign(3, {}, nullptr), Error);
+  EXPECT_THROW(state.assign(64, {}, nullptr), Error);
   EXPECT_THROW(state.dense(0), Error);
-  EXPECT_THROW(State::from_dense(Rule::scalar_decay, 1, 2, 2, DType::f32, 1, {{1, 2, 3}}), Error);
-  const State one = State::from_dense(Rule::scalar_decay, 1, 2, 2, DType::f32, 1, {{1, 2, 3, 4}});
+  EXPECT_THROW(State(Rule::scalar_decay, 1, 1, 1, DType::f32, 3), Error);
+  EXPECT_THROW(State(Rule::scalar_decay, 1, 1, 1, DType::f32, 512), Error);
+  EXPECT_THROW(State::from_dense(Rule::scalar_decay, 1, 2, 2, DType::f32, 1, {{1, 2, 3}}, 1), Error);
+  EXPECT_THROW(State::from_dense(Rule::scalar_decay, 1, 2, 2, DType::f32, 1, {{1, 2, 3, 4}}, 2), Error);
+  const State one = State::from_dense(Rule::scalar_decay, 1, 2, 2, DType::f32, 1, {{1, 2, 3, 4}}, 1);
   EXPECT_EQ(one.dense(0), (std::vector<double>{1, 2, 3, 4}));
 }
 

@@ -219,9 +219,20 @@ inline log_linear::StepArgs step_args(const log_linear::ForwardArgs& a, std::int
   return s;
 }
 
-// The live matrices of a state, dense, one after the other.
+// Everything a state holds: its open tokens, then its live matrices, dense, one after the other.
 inline std::vector<double> dense(const State& state) {
   std::vector<double> all;
+  for (Buffer State::Open::*rows : {&State::Open::k, &State::Open::v, &State::Open::g, &State::Open::beta}) {
+    if (!state.open()) break;
+    const Buffer& buffer = (*state.open()).*rows;
+    const std::int64_t numbers = static_cast<std::int64_t>(buffer.size() / size_of(state.dtype()));
+    const std::int64_t heads = rows == &State::Open::k ? state.open()->groups : state.heads();
+    const std::int64_t width = numbers / heads / state.chunk();
+    for (std::int64_t h = 0; h < heads; ++h)
+      for (std::int64_t i = h * state.chunk() * width; i < (h * state.chunk() + state.open_tokens()) * width; ++i)
+        all.push_back(state.dtype() == DType::f64 ? reinterpret_cast<const double*>(buffer.data())[i]
+                                                  : reinterpret_cast<const float*>(buffer.data())[i]);
+  }
   for (const State::Slot& slot : state.slots()) {
     const std::vector<double> one = state.dense(slot.bit);
     all.insert(all.end(), one.begin(), one.end());
