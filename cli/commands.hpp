@@ -18,6 +18,7 @@ void add_eval(CLI::App& app, Run& run);
 void add_generate(CLI::App& app, Run& run);
 void add_inspect(CLI::App& app, Run& run);
 void add_op(CLI::App& app, Run& run);
+void add_bench(CLI::App& app, Run& run);
 void add_demo(CLI::App& app, Run& run);
 
 // Thrown by print when the reader of standard output has gone away: the program ends quietly, as `head` expects.

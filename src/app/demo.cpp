@@ -330,6 +330,8 @@ io::Path default_demo_text() {
   return newest;
 }
 
+nn::ModelConfig demo_model() { return model_config(train_settings({}, kTextLimit, {})); }
+
 ordered_json run_demo(const DemoSettings& settings, const DemoHooks& hooks) { return Demo(settings, hooks).run(); }
 
 }  // namespace loglinear::app

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "io/file.hpp"
+#include "nn/model.hpp"
 
 namespace loglinear::app {
 
@@ -22,6 +23,9 @@ struct DemoSettings {
 
 // The newest /usr/include/c++/<version>. Throws Error when there is none.
 io::Path default_demo_text();
+
+// The model that it trains.
+nn::ModelConfig demo_model();
 
 struct DemoHooks {
   std::function<void(std::string_view)> print;   // text for the console

@@ -31,6 +31,15 @@ std::vector<std::string> instruction_sets() {
   return names;
 }
 
+std::string instruction_set_name(const std::string& highway_name) {
+  for (const Named& n : kNames)
+    if (highway_name == hwy::TargetName(n.target)) return n.name;
+  std::string name = highway_name;
+  for (char& c : name)
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
+  return name;
+}
+
 void force_instruction_set(const std::string& name) {
   hwy::SetSupportedTargetsForTest(0);
   if (!name.empty()) {

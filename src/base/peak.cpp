@@ -5,9 +5,13 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include <hwy/aligned_allocator.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <new>
+#include <numeric>
 #include <vector>
 
 #include "base/parallel.hpp"
@@ -19,9 +23,10 @@ namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 // `rounds` times twelve independent multiply-adds. Returns the operations done; `sink` keeps the compiler honest.
-double multiply_adds(std::int64_t rounds, float* sink) {
-  const hn::ScalableTag<float> d;
-  const auto a = hn::Set(d, 0.999f), b = hn::Set(d, 0.001f);
+template <class T>
+double multiply_adds(std::int64_t rounds, T* sink) {
+  const hn::ScalableTag<T> d;
+  const auto a = hn::Set(d, T(0.999)), b = hn::Set(d, T(0.001));
   // Distinct starting values from outside: equal chains would be merged into one.
   const auto start = [&](int i) HWY_ATTR { return hn::Set(d, sink[i]); };
   auto x0 = start(0), x1 = start(1), x2 = start(2), x3 = start(3), x4 = start(4), x5 = start(5), x6 = start(6),
@@ -39,6 +44,25 @@ double multiply_adds(std::int64_t rounds, float* sink) {
   return 2.0 * 12.0 * static_cast<double>(rounds) * static_cast<double>(hn::Lanes(d));
 }
 
+double multiply_adds_f32(std::int64_t rounds, float* sink) { return multiply_adds<float>(rounds, sink); }
+double multiply_adds_f64(std::int64_t rounds, double* sink) { return multiply_adds<double>(rounds, sink); }
+
+// Reads `count` words, a multiple of kReadWords, `rounds` times; eight independent sums, so that loads alone limit it.
+std::uint32_t read_words(std::int64_t rounds, const std::uint32_t* words, std::int64_t count) {
+  const hn::ScalableTag<std::uint32_t> d;
+  const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
+  auto x0 = hn::Zero(d), x1 = x0, x2 = x0, x3 = x0, x4 = x0, x5 = x0, x6 = x0, x7 = x0;
+  for (std::int64_t r = 0; r < rounds; ++r)
+    for (const std::uint32_t *p = words, *end = words + count; p < end; p += 8 * N) {
+      x0 = hn::Add(x0, hn::Load(d, p)), x1 = hn::Add(x1, hn::Load(d, p + N));
+      x2 = hn::Add(x2, hn::Load(d, p + 2 * N)), x3 = hn::Add(x3, hn::Load(d, p + 3 * N));
+      x4 = hn::Add(x4, hn::Load(d, p + 4 * N)), x5 = hn::Add(x5, hn::Load(d, p + 5 * N));
+      x6 = hn::Add(x6, hn::Load(d, p + 6 * N)), x7 = hn::Add(x7, hn::Load(d, p + 7 * N));
+    }
+  x0 = hn::Add(hn::Add(hn::Add(x0, x1), hn::Add(x2, x3)), hn::Add(hn::Add(x4, x5), hn::Add(x6, x7)));
+  return hn::GetLane(hn::SumOfLanes(d, x0));
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace loglinear
 HWY_AFTER_NAMESPACE();
@@ -46,24 +70,86 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace loglinear {
 
-HWY_EXPORT(multiply_adds);
+HWY_EXPORT(multiply_adds_f32);
+HWY_EXPORT(multiply_adds_f64);
+HWY_EXPORT(read_words);
 
-double measure_fma_peak(int threads) {
-  const int count = thread_count(threads);
-  std::vector<float> sinks(count * 16);  // a cache line each
-  for (int i = 0; i < count * 16; ++i) sinks[i] = 1.0f / static_cast<float>(i + 1);
-  double best = 0;
-  for (int run = 0; run < 10; ++run) {
-    std::vector<double> done(count);
+namespace {
+
+// What a round of read_words takes at most: eight of the widest vectors that any instruction set has (256 bytes).
+constexpr std::int64_t kReadWords = 8 * 256 / 4;
+
+// The most units a second that `count` threads do together, where work(i, rounds) does `rounds` rounds on thread i and
+// returns its units. Runs are made long enough for starting threads not to count, and short enough for ten of them.
+template <class Work>
+double best_rate(int count, double seconds, const Work& work) {
+  constexpr int kRuns = 10;
+  const auto seconds_of = [](const auto& body) {
     const auto start = std::chrono::steady_clock::now();
-    parallel_for(count, count,
-                 [&](std::int64_t i) { done[i] = HWY_DYNAMIC_DISPATCH(multiply_adds)(4'000'000, &sinks[i * 16]); });
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    double sum = 0;
-    for (double d : done) sum += d;
-    best = std::max(best, sum / seconds);
+    body();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  };
+  // One thread, and the shortest of three: on a busy machine a thread may be away for longer than all of its work
+  // takes.
+  std::int64_t rounds = 1;
+  for (double shortest = 0; rounds < std::int64_t{1} << 40; rounds *= 2) {
+    for (int i = 0; i < 3; ++i) {
+      const double elapsed = seconds_of([&] { work(0, rounds); });
+      shortest = i ? std::min(shortest, elapsed) : elapsed;
+    }
+    if (shortest >= seconds / kRuns / 2) break;
+  }
+  std::vector<double> done(static_cast<std::size_t>(count));
+  double best = 0;
+  for (int i = 0; i < kRuns; ++i) {
+    const double elapsed = seconds_of([&] {
+      parallel_for(count, count, [&](std::int64_t t) { done[static_cast<std::size_t>(t)] = work(t, rounds); });
+    });
+    best = std::max(best, std::accumulate(done.begin(), done.end(), 0.0) / elapsed);
   }
   return best;
+}
+
+template <class T, class Chain>
+double fma_peak(int count, double seconds, const Chain& chain) {
+  constexpr std::int64_t kLine = 64;  // sinks lie lines apart
+  std::vector<T> sinks(static_cast<std::size_t>(count * kLine));
+  for (std::size_t i = 0; i < sinks.size(); ++i) sinks[i] = T(1) / static_cast<T>(i + 1);
+  return best_rate(count, seconds,
+                   [&](std::int64_t i, std::int64_t rounds) { return chain(1000 * rounds, &sinks[i * kLine]); });
+}
+
+}  // namespace
+
+double measure_fma_peak(int threads, DType dtype, double seconds) {
+  const int count = thread_count(threads);
+  if (dtype == DType::f64)
+    return fma_peak<double>(count, seconds, [](std::int64_t rounds, double* sink) {
+      return HWY_DYNAMIC_DISPATCH(multiply_adds_f64)(rounds, sink);
+    });
+  return fma_peak<float>(count, seconds, [](std::int64_t rounds, float* sink) {
+    return HWY_DYNAMIC_DISPATCH(multiply_adds_f32)(rounds, sink);
+  });
+}
+
+double measure_read_bandwidth(int threads, std::int64_t bytes, double seconds) {
+  const int count = thread_count(threads);
+  const std::int64_t words = std::max<std::int64_t>(1, bytes / 4 / kReadWords) * kReadWords;
+  std::vector<hwy::AlignedFreeUniquePtr<std::uint32_t[]>> buffers(static_cast<std::size_t>(count));
+  parallel_for(count, count, [&](std::int64_t i) {
+    auto& buffer = buffers[static_cast<std::size_t>(i)];
+    buffer = hwy::AllocateAligned<std::uint32_t>(static_cast<std::size_t>(words));
+    if (!buffer) throw std::bad_alloc();
+    std::fill_n(buffer.get(), words, 1u);  // pages that were never written are all one page of zeros
+  });
+  // A run takes at least a few microseconds even when a buffer lies in the first level.
+  const std::int64_t least = std::max<std::int64_t>(1, (1 << 16) / words);
+  std::vector<std::uint32_t> sums(static_cast<std::size_t>(count));
+  return best_rate(count, seconds, [&](std::int64_t i, std::int64_t rounds) {
+    const std::size_t at = static_cast<std::size_t>(i);
+    sums[at] += HWY_DYNAMIC_DISPATCH(read_words)(rounds * least, buffers[at].get(), words);
+    return static_cast<double>(rounds * least * words * 4);
+  });
 }
 
 }  // namespace loglinear

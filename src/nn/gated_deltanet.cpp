@@ -99,9 +99,7 @@ class GatedDeltaNet final : public Mixer<T> {
     args.dg = Tensor(dg, {1, N, H_});
     args.dbeta = Tensor(dbeta, {1, N, H_});
     args.dlevel_scales = scales_.gradient(pass);
-    args.cu_seqlens = pass.cu_seqlens;
-    args.threads = pass.threads;
-    log_linear::backward(args);
+    run_log_linear_backward(args, pass);
 
     l2_norm_backward(N, H_, K_, qkv_, conv_channels_, key_scale_, dqkv, conv_channels_, dqkv, conv_channels_,
                      pass.threads);

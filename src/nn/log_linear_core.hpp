@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "base/op_timer.hpp"
 #include "loglinear/gates.hpp"
 #include "loglinear/log_linear.hpp"
 #include "loglinear/short_conv.hpp"
@@ -82,6 +83,7 @@ struct ShortConv {
 // tensors; q .. out are (1, N, ...).
 template <class T>
 void run_log_linear(log_linear::ForwardArgs args, const Pass<T>& pass) {
+  const TimedOperator timed("log_linear");
   args.threads = pass.threads;
   if (!pass.state) {
     args.cu_seqlens = pass.cu_seqlens;
@@ -115,6 +117,15 @@ void run_log_linear(log_linear::ForwardArgs args, const Pass<T>& pass) {
   step.states = state;
   step.threads = pass.threads;
   log_linear::step(step);
+}
+
+// The gradients of the same, of a pass without a state. `args` has the tensors.
+template <class T>
+void run_log_linear_backward(log_linear::BackwardArgs args, const Pass<T>& pass) {
+  const TimedOperator timed("log_linear");
+  args.cu_seqlens = pass.cu_seqlens;
+  args.threads = pass.threads;
+  log_linear::backward(args);
 }
 
 template <class T>

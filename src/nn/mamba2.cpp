@@ -94,9 +94,7 @@ class Mamba2 final : public Mixer<T> {
     args.dv = Tensor(dxbc, {1, N, H_, P_}, {N * conv_channels_, conv_channels_, P_, 1});
     args.dg = Tensor(dg, {1, N, H_});
     args.dlevel_scales = scales_.gradient(pass);
-    args.cu_seqlens = pass.cu_seqlens;
-    args.threads = pass.threads;
-    log_linear::backward(args);
+    run_log_linear_backward(args, pass);
 
     // dv becomes the gradient of x in place, then D adds its part.
     mamba2_gates_backward(N, H_, P_, z_ + dt_at_, R, dt_bias_.value, A_log_.value, xbc_, conv_channels_, dg, dxbc,

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "base/op_timer.hpp"
 #include "base/rows.hpp"
 #include "base/vector_math.hpp"
 
@@ -27,6 +28,7 @@ void for_blocks(std::int64_t n, int threads, const Body& body) {
 
 template <class T>
 void adamw_step(std::int64_t n, T* value, const T* grad, T* m, T* v, const AdamWArgs& args, int threads) {
+  const TimedOperator timed("adamw");
   constexpr const char* where = "adamw.step";
   check_sizes(where, {n});
   if (args.step < 1) fail(where, "step is {}, need at least 1", args.step);
@@ -59,6 +61,7 @@ void adamw_step(std::int64_t n, T* value, const T* grad, T* m, T* v, const AdamW
 
 template <class T>
 double sum_of_squares(std::int64_t n, const T* x, int threads) {
+  const TimedOperator timed("adamw");
   constexpr const char* where = "sum_of_squares";
   check_sizes(where, {n});
   check_array(where, "x", n, x);
@@ -82,6 +85,7 @@ double sum_of_squares(std::int64_t n, const T* x, int threads) {
 
 template <class T>
 bool all_finite(std::int64_t n, const T* x, int threads) {
+  const TimedOperator timed("adamw");
   constexpr const char* where = "all_finite";
   check_sizes(where, {n});
   check_array(where, "x", n, x);

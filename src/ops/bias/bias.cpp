@@ -1,11 +1,13 @@
 #include "loglinear/bias.hpp"
 
+#include "base/op_timer.hpp"
 #include "base/rows.hpp"
 
 namespace loglinear {
 
 template <class T>
 void bias_forward(std::int64_t rows, std::int64_t width, const T* bias, T* y, std::int64_t y_stride, int threads) {
+  const TimedOperator timed("bias");
   constexpr const char* where = "bias.forward";
   check_sizes(where, {rows, width});
   check_rows(where, "y", rows, width, y, y_stride);
@@ -18,6 +20,7 @@ void bias_forward(std::int64_t rows, std::int64_t width, const T* bias, T* y, st
 
 template <class T>
 void bias_backward(std::int64_t rows, std::int64_t width, const T* dy, std::int64_t dy_stride, T* dbias, int threads) {
+  const TimedOperator timed("bias");
   constexpr const char* where = "bias.backward";
   check_sizes(where, {rows, width});
   check_rows(where, "dy", rows, width, dy, dy_stride);

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "base/op_timer.hpp"
 #include "base/rows.hpp"
 #include "base/vector_math.hpp"
 
@@ -11,6 +12,7 @@ template <class T>
 void cross_entropy(std::span<const std::int32_t> targets, std::int64_t vocab, const T* logits,
                    std::int64_t logits_stride, T scale, double* losses, T* dlogits, std::int64_t dlogits_stride,
                    int threads) {
+  const TimedOperator timed("cross_entropy");
   constexpr const char* where = "cross_entropy";
   const std::int64_t N = static_cast<std::int64_t>(targets.size());
   check_sizes(where, {N, vocab});

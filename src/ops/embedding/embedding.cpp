@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/op_timer.hpp"
 #include "base/rows.hpp"
 
 namespace loglinear {
@@ -24,6 +25,7 @@ std::int64_t check(const char* where, std::span<const std::int32_t> tokens, std:
 template <class T>
 void embedding_forward(std::span<const std::int32_t> tokens, std::int64_t vocab, std::int64_t width, const T* table,
                        T* out, int threads) {
+  const TimedOperator timed("embedding");
   const std::int64_t N = check("embedding.forward", tokens, vocab, width, table, out);
   for_row_blocks(N, width, threads, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t n = begin; n < end; ++n) std::copy_n(table + tokens[n] * width, width, out + n * width);
@@ -33,6 +35,7 @@ void embedding_forward(std::span<const std::int32_t> tokens, std::int64_t vocab,
 template <class T>
 void embedding_backward(std::span<const std::int32_t> tokens, std::int64_t vocab, std::int64_t width, const T* dout,
                         T* dtable, int threads) {
+  const TimedOperator timed("embedding");
   const std::int64_t N = check("embedding.backward", tokens, vocab, width, dtable, dout);
   if (N == 0) return;
   // Every item owns some columns of the table and walks the tokens in order.

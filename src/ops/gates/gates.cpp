@@ -3,6 +3,7 @@
 #include <cmath>
 #include <vector>
 
+#include "base/op_timer.hpp"
 #include "base/rows.hpp"
 #include "base/vector_math.hpp"
 
@@ -28,6 +29,7 @@ template <class T>
 void mamba2_gates_forward(std::int64_t N, std::int64_t H, std::int64_t P, const T* dt_raw, std::int64_t dt_stride,
                           const T* dt_bias, const T* A_log, const T* x, std::int64_t x_stride, T* g, T* v,
                           std::int64_t v_stride, int threads) {
+  const TimedOperator timed("gates");
   constexpr const char* where = "mamba2_gates.forward";
   check_sizes(where, {N, H, P});
   check_rows(where, "dt_raw", N, H, dt_raw, dt_stride);
@@ -58,6 +60,7 @@ void mamba2_gates_backward(std::int64_t N, std::int64_t H, std::int64_t P, const
                            const T* dt_bias, const T* A_log, const T* x, std::int64_t x_stride, const T* dg,
                            const T* dv, std::int64_t dv_stride, T* ddt_raw, std::int64_t ddt_stride, T* dx,
                            std::int64_t dx_stride, T* ddt_bias, T* dA_log, int threads) {
+  const TimedOperator timed("gates");
   constexpr const char* where = "mamba2_gates.backward";
   check_sizes(where, {N, H, P});
   check_rows(where, "dt_raw", N, H, dt_raw, dt_stride);
@@ -102,6 +105,7 @@ void mamba2_gates_backward(std::int64_t N, std::int64_t H, std::int64_t P, const
 template <class T>
 void skip_forward(std::int64_t N, std::int64_t H, std::int64_t P, const T* x, std::int64_t x_stride, const T* D, T* y,
                   std::int64_t y_stride, int threads) {
+  const TimedOperator timed("gates");
   constexpr const char* where = "skip.forward";
   check_sizes(where, {N, H, P});
   check_rows(where, "x", N, H * P, x, x_stride);
@@ -116,6 +120,7 @@ void skip_forward(std::int64_t N, std::int64_t H, std::int64_t P, const T* x, st
 template <class T>
 void skip_backward(std::int64_t N, std::int64_t H, std::int64_t P, const T* x, std::int64_t x_stride, const T* D,
                    const T* dy, std::int64_t dy_stride, T* dx, std::int64_t dx_stride, T* dD, int threads) {
+  const TimedOperator timed("gates");
   constexpr const char* where = "skip.backward";
   check_sizes(where, {N, H, P});
   check_rows(where, "x", N, H * P, x, x_stride);
@@ -138,6 +143,7 @@ void skip_backward(std::int64_t N, std::int64_t H, std::int64_t P, const T* x, s
 template <class T>
 void delta_gates_forward(std::int64_t N, std::int64_t H, const T* a, std::int64_t a_stride, const T* b,
                          std::int64_t b_stride, const T* dt_bias, const T* A_log, T* g, T* beta, int threads) {
+  const TimedOperator timed("gates");
   constexpr const char* where = "delta_gates.forward";
   check_sizes(where, {N, H});
   check_rows(where, "a", N, H, a, a_stride);
@@ -165,6 +171,7 @@ template <class T>
 void delta_gates_backward(std::int64_t N, std::int64_t H, const T* a, std::int64_t a_stride, const T* b,
                           std::int64_t b_stride, const T* dt_bias, const T* A_log, const T* dg, const T* dbeta, T* da,
                           std::int64_t da_stride, T* db, std::int64_t db_stride, T* ddt_bias, T* dA_log, int threads) {
+  const TimedOperator timed("gates");
   constexpr const char* where = "delta_gates.backward";
   check_sizes(where, {N, H});
   check_rows(where, "a", N, H, a, a_stride);
@@ -209,6 +216,7 @@ void delta_gates_backward(std::int64_t N, std::int64_t H, const T* a, std::int64
 template <class T>
 void level_scales_forward(std::int64_t N, std::int64_t H, std::int64_t L, const T* dl, std::int64_t dl_stride,
                           const T* level, T factor, T* level_scales, int threads) {
+  const TimedOperator timed("gates");
   constexpr const char* where = "level_scales.forward";
   check_sizes(where, {N, H, L});
   const std::int64_t width = H * L;
@@ -229,6 +237,7 @@ template <class T>
 void level_scales_backward(std::int64_t N, std::int64_t H, std::int64_t L, const T* dl, std::int64_t dl_stride,
                            const T* level, T factor, const T* dlevel_scales, T* ddl, std::int64_t ddl_stride, T* dlevel,
                            int threads) {
+  const TimedOperator timed("gates");
   constexpr const char* where = "level_scales.backward";
   check_sizes(where, {N, H, L});
   const std::int64_t width = H * L;

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "base/op_timer.hpp"
 #include "base/rows.hpp"
 #include "base/vector_math.hpp"
 
@@ -29,6 +30,7 @@ T inverse_length(std::int64_t width, const T* x) {
 template <class T>
 void l2_norm_forward(std::int64_t rows, std::int64_t heads, std::int64_t width, const T* x, std::int64_t x_stride,
                      T scale, T* y, std::int64_t y_stride, int threads) {
+  const TimedOperator timed("l2_norm");
   check("l2_norm.forward", rows, heads, width, x, x_stride, "y", y, y_stride);
   for_row_blocks(rows, heads * width, threads, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t n = begin; n < end; ++n)
@@ -43,6 +45,7 @@ void l2_norm_forward(std::int64_t rows, std::int64_t heads, std::int64_t width, 
 template <class T>
 void l2_norm_backward(std::int64_t rows, std::int64_t heads, std::int64_t width, const T* x, std::int64_t x_stride,
                       T scale, const T* dy, std::int64_t dy_stride, T* dx, std::int64_t dx_stride, int threads) {
+  const TimedOperator timed("l2_norm");
   constexpr const char* where = "l2_norm.backward";
   check(where, rows, heads, width, x, x_stride, "dx", dx, dx_stride);
   check_rows(where, "dy", rows, heads * width, dy, dy_stride);

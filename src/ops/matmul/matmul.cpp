@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "base/op_timer.hpp"
 #include "base/rows.hpp"
 #include "base/vector_math.hpp"
 
@@ -55,6 +56,7 @@ void tile(bool a_t, bool b_t, std::int64_t M, std::int64_t N, std::int64_t K, co
 template <class T>
 void matmul(Transpose a_transposed, Transpose b_transposed, std::int64_t M, std::int64_t N, std::int64_t K, const T* a,
             std::int64_t lda, const T* b, std::int64_t ldb, T beta, T* c, std::int64_t ldc, int threads) {
+  const TimedOperator timed("matmul", 2.0 * static_cast<double>(M) * static_cast<double>(N) * static_cast<double>(K));
   const bool a_t = a_transposed == Transpose::yes, b_t = b_transposed == Transpose::yes;
   check_sizes(kWhere, {M, N});
   check_sizes(kWhere, {M, K});

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <vector>
 
+#include "base/op_timer.hpp"
 #include "base/rows.hpp"
 #include "base/vector_math.hpp"
 
@@ -40,6 +41,7 @@ template <class T>
 void rms_norm_forward(NormGate gate, std::int64_t rows, std::int64_t heads, std::int64_t width, const T* x,
                       std::int64_t x_stride, const T* z, std::int64_t z_stride, const T* weight, double eps, T* y,
                       std::int64_t y_stride, int threads) {
+  const TimedOperator timed("rms_norm");
   constexpr const char* where = "rms_norm.forward";
   check(where, gate, rows, heads, width, x, x_stride, z, z_stride, weight, eps);
   check_rows(where, "y", rows, heads * width, y, y_stride);
@@ -65,6 +67,7 @@ void rms_norm_backward(NormGate gate, std::int64_t rows, std::int64_t heads, std
                        std::int64_t x_stride, const T* z, std::int64_t z_stride, const T* weight, double eps,
                        const T* dy, std::int64_t dy_stride, T dx_beta, T* dx, std::int64_t dx_stride, T* dz,
                        std::int64_t dz_stride, T* dweight, int threads) {
+  const TimedOperator timed("rms_norm");
   constexpr const char* where = "rms_norm.backward";
   check(where, gate, rows, heads, width, x, x_stride, z, z_stride, weight, eps);
   check_rows(where, "dy", rows, heads * width, dy, dy_stride);

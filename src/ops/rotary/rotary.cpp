@@ -3,6 +3,7 @@
 #include <cmath>
 #include <vector>
 
+#include "base/op_timer.hpp"
 #include "base/rows.hpp"
 
 namespace loglinear {
@@ -11,6 +12,7 @@ template <class T>
 void rotary(Rotation rotation, std::span<const std::int64_t> cu_seqlens, std::span<const std::int64_t> positions,
             std::int64_t heads, std::int64_t width, double theta, const T* x, std::int64_t x_stride, T* y,
             std::int64_t y_stride, int threads) {
+  const TimedOperator timed("rotary");
   constexpr const char* where = "rotary";
   const std::int64_t N = check_cu_seqlens(where, cu_seqlens);
   check_sizes(where, {N, heads, width});

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "base/op_timer.hpp"
 #include "base/rows.hpp"
 #include "base/vector_math.hpp"
 
@@ -42,6 +43,7 @@ template <class T>
 void short_conv_forward(std::span<const std::int64_t> cu_seqlens, std::int64_t channels, std::int64_t width, const T* x,
                         std::int64_t x_stride, const T* weight, const T* bias, std::span<const T* const> initial_state,
                         T* y, std::int64_t y_stride, std::span<T* const> final_state, int threads) {
+  const TimedOperator timed("short_conv");
   constexpr const char* where = "short_conv.forward";
   const std::int64_t N = check(where, cu_seqlens, channels, width, x, x_stride, weight);
   const std::size_t S = cu_seqlens.size() - 1;
@@ -97,6 +99,7 @@ template <class T>
 void short_conv_backward(std::span<const std::int64_t> cu_seqlens, std::int64_t channels, std::int64_t width,
                          const T* x, std::int64_t x_stride, const T* weight, const T* bias, const T* dy,
                          std::int64_t dy_stride, T* dx, std::int64_t dx_stride, T* dweight, T* dbias, int threads) {
+  const TimedOperator timed("short_conv");
   constexpr const char* where = "short_conv.backward";
   const std::int64_t N = check(where, cu_seqlens, channels, width, x, x_stride, weight);
   check_rows(where, "dy", N, channels, dy, dy_stride);

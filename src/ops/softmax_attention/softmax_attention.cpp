@@ -5,6 +5,7 @@
 #include <limits>
 #include <vector>
 
+#include "base/op_timer.hpp"
 #include "base/rows.hpp"
 #include "base/vector_math.hpp"
 
@@ -130,6 +131,7 @@ template <class T>
 void softmax_attention_forward(std::span<const AttentionSequence> sequences, const AttentionShape& shape, const T* q,
                                std::int64_t q_stride, const T* k, std::int64_t k_stride, const T* v,
                                std::int64_t v_stride, T* out, std::int64_t out_stride, T* log_sums, int threads) {
+  const TimedOperator timed("softmax_attention");
   constexpr const char* where = "softmax_attention.forward";
   check(where, sequences, shape, false);
   const std::int64_t H = shape.heads, G = shape.kv_heads, K = shape.key_width, V = shape.value_width;
@@ -205,6 +207,7 @@ void softmax_attention_backward(std::span<const AttentionSequence> sequences, co
                                 std::int64_t v_stride, const T* out, std::int64_t out_stride, const T* log_sums,
                                 const T* dout, std::int64_t dout_stride, T* dq, std::int64_t dq_stride, T* dk,
                                 std::int64_t dk_stride, T* dv, std::int64_t dv_stride, int threads) {
+  const TimedOperator timed("softmax_attention");
   constexpr const char* where = "softmax_attention.backward";
   check(where, sequences, shape, true);
   const std::int64_t H = shape.heads, G = shape.kv_heads, K = shape.key_width, V = shape.value_width;

@@ -1,5 +1,6 @@
 #include "loglinear/swiglu.hpp"
 
+#include "base/op_timer.hpp"
 #include "base/rows.hpp"
 #include "base/vector_math.hpp"
 
@@ -8,6 +9,7 @@ namespace loglinear {
 template <class T>
 void swiglu_forward(std::int64_t rows, std::int64_t width, const T* gate, std::int64_t gate_stride, const T* up,
                     std::int64_t up_stride, T* out, std::int64_t out_stride, int threads) {
+  const TimedOperator timed("swiglu");
   constexpr const char* where = "swiglu.forward";
   check_sizes(where, {rows, width});
   check_rows(where, "gate", rows, width, gate, gate_stride);
@@ -23,6 +25,7 @@ template <class T>
 void swiglu_backward(std::int64_t rows, std::int64_t width, const T* gate, std::int64_t gate_stride, const T* up,
                      std::int64_t up_stride, const T* dout, std::int64_t dout_stride, T* dgate,
                      std::int64_t dgate_stride, T* dup, std::int64_t dup_stride, int threads) {
+  const TimedOperator timed("swiglu");
   constexpr const char* where = "swiglu.backward";
   check_sizes(where, {rows, width});
   check_rows(where, "gate", rows, width, gate, gate_stride);

@@ -1,0 +1,115 @@
+#include "app/bench/row.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <charconv>
+#include <cmath>
+#include <numeric>
+
+#include "app/progress.hpp"
+#include "base/error.hpp"
+
+namespace loglinear::app::bench {
+namespace {
+
+struct Key {
+  char name;
+  std::int64_t Shape::*value;
+  std::int64_t most;
+};
+constexpr Key kKeys[] = {{'B', &Shape::B, 1 << 16}, {'T', &Shape::T, 1 << 26}, {'H', &Shape::H, 1 << 12},
+                         {'G', &Shape::G, 1 << 12}, {'K', &Shape::K, 1 << 12}, {'V', &Shape::V, 1 << 12},
+                         {'L', &Shape::L, 64}};
+
+// Tokens in a chunk that useful work is counted with: what the library would choose by itself.
+double counted_chunk(const Shape& s) { return s.K * s.V >= 192 * 256 ? 128 : s.K * s.V < 32 * 32 ? 32 : 64; }
+
+// Set bits of 0 .. n - 1 on average.
+double mean_popcount(std::int64_t n) {
+  double sum = 0;
+  for (int bit = 0; std::int64_t{1} << bit < n; ++bit) {
+    const std::int64_t block = std::int64_t{1} << bit, whole = n / (2 * block), rest = n % (2 * block);
+    sum += static_cast<double>(whole * block + std::max<std::int64_t>(0, rest - block));
+  }
+  return n > 0 ? sum / static_cast<double>(n) : 0;
+}
+
+}  // namespace
+
+Shape parse_shape(const std::string& text) {
+  constexpr const char* where = "bench --shape";
+  Shape shape;
+  std::string seen;
+  for (std::size_t begin = 0; begin <= text.size();) {
+    const std::size_t end = std::min(text.find(',', begin), text.size());
+    const std::string item = text.substr(begin, end - begin);
+    begin = end + 1;
+    const auto key = std::find_if(std::begin(kKeys), std::end(kKeys),
+                                  [&](const Key& k) { return item.size() > 1 && item[0] == k.name && item[1] == '='; });
+    if (key == std::end(kKeys))
+      fail_usage(where, "got \"{}\", need KEY=NUMBER with a key of B T H G K V L, as in T=4096,H=16", item);
+    if (seen.find(key->name) != std::string::npos) fail_usage(where, "{} is given twice", key->name);
+    seen += key->name;
+    std::int64_t value = 0;
+    const char *first = item.data() + 2, *last = item.data() + item.size();
+    const auto [stop, error] = std::from_chars(first, last, value);
+    if (error != std::errc() || stop != last || value < 1 || value > key->most)
+      fail_usage(where, "{}: got \"{}\", need 1 to {}", key->name, std::string(first, last), key->most);
+    shape.*(key->value) = value;
+  }
+  return shape;
+}
+
+Shape resolved(Shape s, Rule rule) {
+  if (s.G == 0) s.G = has_beta(rule) ? s.H : 1;
+  if (s.V == 0) s.V = has_beta(rule) ? 128 : 64;
+  if (s.L == 0) s.L = std::bit_width(static_cast<std::uint64_t>(s.T)) + 1;
+  if (s.H % s.G != 0) fail_usage("bench --shape", "got G = {} groups, which do not divide H = {} heads", s.G, s.H);
+  return s;
+}
+
+double useful_work(Rule rule, const Shape& s) {
+  const double K = static_cast<double>(s.K), V = static_cast<double>(s.V), C = counted_chunk(s);
+  const double per_head = static_cast<double>(s.G) / static_cast<double>(s.H);
+  // One level: a single state, which every chunk reads.
+  const double live = s.L == 1 ? 1 : mean_popcount((s.T + counted_chunk(s) - 1) / C);
+  double work = per_head * C * K / 2 + C * V / 2 + K * V * (1 + live);
+  if (has_beta(rule)) work += per_head * C * K / 2 + C * C / 3 + C * (K + V) / 2 + 2 * live * K * V;
+  return static_cast<double>(s.B * s.T * s.H) * work;
+}
+
+double useful_step_work(Rule rule, const Shape& s, int live) {
+  return static_cast<double>(s.B * s.H * s.K * s.V) * (1 + (has_beta(rule) ? 3 : 1) * live);
+}
+
+const Bandwidth& Peaks::level_of(double bytes) const {
+  for (const Bandwidth& level : memory)
+    if (bytes <= level.capacity) return level;
+  return memory.back();
+}
+
+Timing timing_of(std::vector<double> ms) {
+  Timing t;
+  t.runs = static_cast<int>(ms.size());
+  if (ms.empty()) return t;
+  std::sort(ms.begin(), ms.end());
+  const std::size_t half = ms.size() / 2;
+  t.median = ms.size() % 2 ? ms[half] : (ms[half - 1] + ms[half]) / 2;
+  t.min = ms.front(), t.max = ms.back();
+  t.mean = std::accumulate(ms.begin(), ms.end(), 0.0) / static_cast<double>(ms.size());
+  return t;
+}
+
+Timing time_calls(double seconds, const std::function<void()>& call) {
+  std::vector<double> ms;
+  const double begin = monotonic_seconds();
+  for (;;) {
+    const double start = monotonic_seconds();
+    call();
+    const double now = monotonic_seconds(), spent = now - begin;
+    ms.push_back(1e3 * (now - start));
+    if (spent >= seconds && (ms.size() >= 3 || spent >= 3 * seconds)) return timing_of(std::move(ms));
+  }
+}
+
+}  // namespace loglinear::app::bench
