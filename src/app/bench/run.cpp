@@ -71,7 +71,7 @@ Peaks measure_peaks(const Settings& s) {
   peaks.threads = thread_count(s.threads);
   peaks.isa = instruction_set_name(log_linear::cpu::instruction_set());
   peaks.dtype = s.dtype;
-  const double seconds = std::clamp(s.seconds, 0.1, 0.3);
+  const double seconds = std::clamp(s.seconds, 0.02, 0.3);
   peaks.fma = measure_fma_peak(peaks.threads, s.dtype, seconds);
   peaks.memory = measure_memory(peaks.threads, seconds);
   return peaks;
