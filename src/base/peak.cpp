@@ -80,31 +80,32 @@ namespace {
 constexpr std::int64_t kReadWords = 8 * 256 / 4;
 
 // The most units a second that `count` threads do together, where work(i, rounds) does `rounds` rounds on thread i and
-// returns its units. Runs are made long enough for starting threads not to count, and short enough for ten of them.
+// returns its units. Runs last long enough for starting threads not to count, and no longer: on a busy machine some of
+// them then find the processors free.
 template <class Work>
 double best_rate(int count, double seconds, const Work& work) {
-  constexpr int kRuns = 10;
+  constexpr double kRun = 3e-3;
   const auto seconds_of = [](const auto& body) {
     const auto start = std::chrono::steady_clock::now();
     body();
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   };
-  // One thread, and the shortest of three: on a busy machine a thread may be away for longer than all of its work
-  // takes.
+  // One thread, and the shortest of three: a thread may be away for longer than all of its work takes.
   std::int64_t rounds = 1;
   for (double shortest = 0; rounds < std::int64_t{1} << 40; rounds *= 2) {
     for (int i = 0; i < 3; ++i) {
       const double elapsed = seconds_of([&] { work(0, rounds); });
       shortest = i ? std::min(shortest, elapsed) : elapsed;
     }
-    if (shortest >= seconds / kRuns / 2) break;
+    if (shortest >= kRun / 2) break;
   }
   std::vector<double> done(static_cast<std::size_t>(count));
-  double best = 0;
-  for (int i = 0; i < kRuns; ++i) {
+  double best = 0, spent = 0;
+  for (int i = 0; i < 5 || spent < seconds; ++i) {
     const double elapsed = seconds_of([&] {
       parallel_for(count, count, [&](std::int64_t t) { done[static_cast<std::size_t>(t)] = work(t, rounds); });
     });
+    spent += elapsed;
     best = std::max(best, std::accumulate(done.begin(), done.end(), 0.0) / elapsed);
   }
   return best;

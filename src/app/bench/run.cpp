@@ -54,10 +54,12 @@ std::vector<Bandwidth> measure_memory(int threads, double seconds) {
   std::int64_t inner = 0;  // bytes a thread has in the level before
   for (const CacheLevel& level : levels) {
     const std::int64_t sharing = std::min(threads, level.shared_by), mine = level.bytes / sharing;
-    // Half of it, for neighbours want room too; but well beyond what the level before could serve.
+    // Half of it, for neighbours want room too, and of a large one less, as states are small; but well beyond what the
+    // level before could serve.
+    const std::int64_t most = inner > 0 ? std::min(mine / 2, 8 * inner) : mine / 2;
     if (mine > inner)
       add(fmt::format("L{}", level.level), static_cast<double>(mine) * threads,
-          std::max(mine / 2, std::min(2 * inner, mine)));
+          std::max(most, std::min(2 * inner, mine)));
     inner = std::max(inner, mine);
   }
   // Far more than the caches hold. A gigabyte says it all.
