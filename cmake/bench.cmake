@@ -12,3 +12,13 @@ foreach(file ${files})
   target_link_libraries(${name} PRIVATE loglinear_app benchmark::benchmark_main)
   add_dependencies(bench ${name})
 endforeach()
+
+# The yardstick of the small products, where it is installed (Debian: libxsmm-dev).
+find_path(LIBXSMM_INCLUDE libxsmm.h)
+find_library(LIBXSMM_LIBRARY xsmm)
+find_library(LIBXSMM_NOBLAS_LIBRARY xsmmnoblas)
+if(LIBXSMM_INCLUDE AND LIBXSMM_LIBRARY AND LIBXSMM_NOBLAS_LIBRARY)
+  target_compile_definitions(bench_base_matrix PRIVATE LOGLINEAR_HAVE_LIBXSMM)
+  target_include_directories(bench_base_matrix SYSTEM PRIVATE ${LIBXSMM_INCLUDE})
+  target_link_libraries(bench_base_matrix PRIVATE ${LIBXSMM_LIBRARY} ${LIBXSMM_NOBLAS_LIBRARY} ${CMAKE_DL_LIBS})
+endif()
