@@ -1,6 +1,7 @@
 #include "ops/log_linear/check.hpp"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 
 #include "base/error.hpp"
@@ -15,20 +16,31 @@ std::string shape_text(const ConstTensor& x) {
   return text + ")";
 }
 
-void check_tensor(const std::string& where, const char* name, const ConstTensor& x, std::vector<std::int64_t> shape,
-                  const char* form, DType dtype) {
-  bool same = x.rank == static_cast<int>(shape.size());
+// The shape that a tensor must have.
+struct Dims {
+  std::array<std::int64_t, ConstTensor::kMaxRank> size{};
+  int rank = 0;
+
+  Dims(std::initializer_list<std::int64_t> sizes) {
+    for (std::int64_t n : sizes) size[rank++] = n;
+  }
+};
+
+// (Nothing here takes memory unless it fails: a decoding step goes through it.)
+void check_tensor(const std::string& where, const char* name, const ConstTensor& x, const Dims& shape, const char* form,
+                  DType dtype) {
+  bool same = x.rank == shape.rank;
   bool empty = false;
   std::int64_t elements = 1;
   for (int i = 0; same && i < x.rank; ++i) {
-    same = x.shape[i] == shape[i];
-    empty = empty || shape[i] == 0;
-    if (same && __builtin_mul_overflow(elements, shape[i], &elements))
+    same = x.shape[i] == shape.size[i];
+    empty = empty || shape.size[i] == 0;
+    if (same && __builtin_mul_overflow(elements, shape.size[i], &elements))
       fail(where, "{}: {} is too large", name, shape_text(x));
   }
   if (!same) {
     std::string need = "(";
-    for (std::size_t i = 0; i < shape.size(); ++i) need += (i ? ", " : "") + std::to_string(shape[i]);
+    for (int i = 0; i < shape.rank; ++i) need += (i ? ", " : "") + std::to_string(shape.size[i]);
     fail(where, "{}: got shape {}, need {} = {})", name, shape_text(x), form, need);
   }
   if (x.dtype != dtype) fail(where, "{}: got dtype {}, need {}", name, name_of(x.dtype), name_of(dtype));
@@ -73,19 +85,18 @@ Sizes check_inputs(const std::string& where, const Args& a, bool tokens) {
   if (s.H < 1) fail(where, "v: got H = {}, need at least 1", s.H);
   if (s.H % s.G != 0) fail(where, "q: got G = {} groups, which do not divide H = {} heads", s.G, s.H);
   if (s.B < 0 || s.T < 0) fail(where, "q: got shape {}", shape_text(a.q));
-  const auto shape = [&](std::vector<std::int64_t> rest) {
-    rest.insert(rest.begin(), s.B);
-    if (tokens) rest.insert(rest.begin() + 1, s.T);
-    return rest;
+  const auto of_heads = [&](std::int64_t heads) { return tokens ? Dims{s.B, s.T, heads} : Dims{s.B, heads}; };
+  const auto of_rows = [&](std::int64_t heads, std::int64_t width) {
+    return tokens ? Dims{s.B, s.T, heads, width} : Dims{s.B, heads, width};
   };
-  check_tensor(where, "q", a.q, shape({s.G, s.K}), tokens ? "(B, T, G, K)" : "(B, G, K)", s.dtype);
-  check_tensor(where, "k", a.k, shape({s.G, s.K}), tokens ? "(B, T, G, K)" : "(B, G, K)", s.dtype);
-  check_tensor(where, "v", a.v, shape({s.H, s.V}), tokens ? "(B, T, H, V)" : "(B, H, V)", s.dtype);
-  check_tensor(where, "g", a.g, shape({s.H}), tokens ? "(B, T, H)" : "(B, H)", s.state_dtype);
-  check_tensor(where, "level_scales", a.level_scales, shape({s.H, s.L}), tokens ? "(B, T, H, L)" : "(B, H, L)",
+  check_tensor(where, "q", a.q, of_rows(s.G, s.K), tokens ? "(B, T, G, K)" : "(B, G, K)", s.dtype);
+  check_tensor(where, "k", a.k, of_rows(s.G, s.K), tokens ? "(B, T, G, K)" : "(B, G, K)", s.dtype);
+  check_tensor(where, "v", a.v, of_rows(s.H, s.V), tokens ? "(B, T, H, V)" : "(B, H, V)", s.dtype);
+  check_tensor(where, "g", a.g, of_heads(s.H), tokens ? "(B, T, H)" : "(B, H)", s.state_dtype);
+  check_tensor(where, "level_scales", a.level_scales, of_rows(s.H, s.L), tokens ? "(B, T, H, L)" : "(B, H, L)",
                s.state_dtype);
   if (has_beta(a.rule))
-    check_tensor(where, "beta", a.beta, shape({s.H}), tokens ? "(B, T, H)" : "(B, H)", s.state_dtype);
+    check_tensor(where, "beta", a.beta, of_heads(s.H), tokens ? "(B, T, H)" : "(B, H)", s.state_dtype);
   else if (a.beta.present())
     fail(where, "beta: given, but the rule {} has none", name_of(a.rule));
   return s;
@@ -228,8 +239,8 @@ Plan check(const std::string& where, const BackwardArgs& a) {
   return plan;
 }
 
-Plan check(const std::string& where, const StepArgs& a) {
-  Plan plan;
+void check(const std::string& where, const StepArgs& a, Plan& plan) {
+  plan.sequences.clear();
   plan.sizes = check_inputs(where, a, false);
   const Sizes& s = plan.sizes;
   check_tensor(where, "out", a.out, {s.B, s.H, s.V}, "(B, H, V)", s.dtype);
@@ -244,7 +255,6 @@ Plan check(const std::string& where, const StepArgs& a) {
     check_levels(where, "states", a.states[b], s);
     plan.sequences.push_back({b, 0, 1, position, &a.states[b], a.states[b].chunk(), a.states[b].open_tokens()});
   }
-  return plan;
 }
 
 }  // namespace loglinear::log_linear

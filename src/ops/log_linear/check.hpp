@@ -45,6 +45,7 @@ struct Plan {
 
 Plan check(const std::string& where, const ForwardArgs& args);
 Plan check(const std::string& where, const BackwardArgs& args);
-Plan check(const std::string& where, const StepArgs& args);
+// Into a plan that is used again.
+void check(const std::string& where, const StepArgs& args, Plan& plan);
 
 }  // namespace loglinear::log_linear

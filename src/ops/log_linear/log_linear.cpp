@@ -304,7 +304,9 @@ void fold(const StepArgs& args, const Plan& plan, Sequence sequence, State& stat
 }
 
 void step_checked(const StepArgs& args) {
-  const Plan plan = check("log_linear.step", args);
+  static thread_local Plan plan_of_thread;  // a step takes no memory once it has been as large
+  Plan& plan = plan_of_thread;              // the loops below run on other threads
+  check("log_linear.step", args, plan);
   apply_instruction_set_from_environment();
   const Sizes& s = plan.sizes;
   for (std::int64_t i = 0; i < s.B; ++i)
