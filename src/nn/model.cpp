@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/error.hpp"
+#include "base/op_timer.hpp"
 #include "base/parallel.hpp"
 #include "loglinear/cross_entropy.hpp"
 #include "loglinear/embedding.hpp"
@@ -115,6 +116,7 @@ class Block {
     return y;
   }
   T* copy(const Pass<T>& pass, const T* x) const {
+    const TimedOperator timed("copy");
     T* y = pass.keep->template take<T>(pass.tokens * D_);
     constexpr std::int64_t kRows = 256;
     parallel_for((pass.tokens + kRows - 1) / kRows, pass.threads, [&](std::int64_t block) {
@@ -256,6 +258,7 @@ void Model<T>::initialise(std::uint64_t seed) {
 }
 template <class T>
 void Model<T>::zero_grad() {
+  const TimedOperator timed("zero_grad");
   impl_->store.zero_grad();
 }
 

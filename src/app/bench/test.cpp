@@ -15,6 +15,7 @@
 #include "app/bench/report.hpp"
 #include "app/bench/run.hpp"
 #include "base/cpu_features.hpp"
+#include "base/op_timer.hpp"
 #include "loglinear/error.hpp"
 #include "loglinear/log_linear.hpp"
 
@@ -332,6 +333,31 @@ TEST(Models, StepAndGeneration) {
       EXPECT_EQ(names.count(name), 1u) << name;
     EXPECT_EQ(names.count("log_linear"), family == std::string("transformer") ? 0u : 1u);
     EXPECT_EQ(names.count("softmax_attention"), family == std::string("transformer") ? 1u : 0u);
+  }
+}
+
+TEST(Models, EveryCallOfAnOperatorIsCounted) {
+  for (const char* family : {"log_linear_mamba2", "log_linear_gated_deltanet"}) {
+    nn::ModelConfig config;
+    config.family = family;
+    config.hidden_size = 32;
+    config.num_layers = 3;
+    config.num_heads = 2;
+    config.key_width = config.value_width = 16;
+    config.mlp_width = 48;
+    nn::Model<float> model(config);
+    model.initialise(1);
+    const std::vector<std::int32_t> tokens(50, 7);
+    const std::int64_t cu_seqlens[] = {0, 50};
+    const OperatorTimes times;
+    model.loss(tokens, tokens, cu_seqlens, true);
+    EXPECT_EQ(times.sums().at("log_linear").calls, 2 * config.num_layers);
+    // A dense weight is one product forward and two backward, two operations for each element and token.
+    double weights = 0;
+    for (const auto& p : model.parameters())
+      if (p.shape.size() == 2 && (p.name.find("proj") != std::string::npos || p.name == "lm_head.weight"))
+        weights += static_cast<double>(p.value.size());
+    EXPECT_EQ(times.sums().at("matmul").operations, 3 * 2 * 50 * weights) << family;
   }
 }
 
