@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """What users have today beside loglinear, measured in one go on the same threads. README.md has the preparations.
 
-Every peer is a process of its own that first compares its result with a plain definition and then prints medians. A peer
-that is not installed is left out with a line on standard error; one that computes something else makes the exit code 1.
+Every peer is a process of its own that first compares its result with a plain definition and then prints medians. A
+peer that is not installed is left out with a line on standard error; one that computes something else makes the exit
+code 1.
 """
 
 import argparse
@@ -55,25 +56,26 @@ class Session:
         self.rows = []  # table, peer, T, ms and what else the peer says
         self.failed = False
         threads = str(options.threads)
-        self.environment = dict(os.environ, OMP_NUM_THREADS=threads, OPENBLAS_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
+        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+        self.environment = {**os.environ, **dict.fromkeys(names, threads), "PYTHONDONTWRITEBYTECODE": "1"}
 
     def process(self, command):
         """Its standard output, or None."""
-        done = subprocess.run(
-            [*shlex.split(self.options.prefix), *map(str, command)], env=self.environment, stdout=subprocess.PIPE, text=True
-        )
+        command = [*shlex.split(self.options.prefix), *map(str, command)]
+        done = subprocess.run(command, env=self.environment, stdout=subprocess.PIPE, text=True)
         if done.returncode != 0:
             self.failed = True
-            print(f"[run] exit code {done.returncode}: {shlex.join(map(str, command))}", file=sys.stderr)
+            print(f"[run] exit code {done.returncode}: {shlex.join(command)}", file=sys.stderr)
             return None
         return done.stdout
 
-    def ours(self, table, name, arguments):
+    def ours(self, table, arguments):
         program = pathlib.Path(self.options.program)
         command = [program, "bench", *arguments, "--threads", self.options.threads, "--seconds", "0.5", "--json"]
         output = self.process(command)
         for row in json.loads(output) if output else []:
-            self.rows.append(dict(row, table=table, peer=f"loglinear {name}", T=row.get("position") or row["T"]))
+            name = f"loglinear {row['rule']}" + (", one level" if row["L"] == 1 else "")
+            self.rows.append(dict(row, table=table, peer=name, T=row.get("position") or row["T"]))
 
     def peer(self, table, label, command, T, cases):
         wanted = [case for case, power, _ in cases if not self.too_long(label, case, power, T)]
@@ -100,14 +102,12 @@ def measure(session, peers):
     def shapes(shape, extra=""):
         return [x for T in options.lengths for x in ("--shape", f"T={T},{shape}{extra}")]
 
-    forward, train = ["--form", "forward"], ["--form", "backward"]
-    scalar, gated = ["op", "--rule", "scalar_decay"], ["op", "--rule", "gated_delta"]
-    session.ours("forward", "scalar_decay", [*scalar, *forward, *shapes(SCALAR)])
-    session.ours("forward", "scalar_decay, one level", [*scalar, *forward, *shapes(SCALAR, ",L=1")])
-    session.ours("forward", "gated_delta", [*gated, *forward, *shapes(GATED)])
-    session.ours("backward", "scalar_decay", [*scalar, *train, *shapes(SCALAR)])
+    scalar, gated = ["op", "--rule", "scalar_decay", "--form"], ["op", "--rule", "gated_delta", "--form"]
+    session.ours("forward", [*scalar, "forward", *shapes(SCALAR), *shapes(SCALAR, ",L=1")])
+    session.ours("forward", [*gated, "forward", *shapes(GATED)])
+    session.ours("backward", [*scalar, "backward", *shapes(SCALAR)])
     for rule, shape in (("scalar_decay", SCALAR), ("gated_delta", GATED)):
-        session.ours("step", rule, ["step", "--rule", rule, "--shape", shape, "--position", CACHE])
+        session.ours("step", ["step", "--rule", rule, "--shape", shape, "--position", CACHE])
     # A training step is both; the backward computes again what it needs of the forward.
     for row in [r for r in session.rows if r["table"] == "backward"]:
         ahead = session.find("forward", row["peer"], row["T"])
@@ -142,7 +142,8 @@ def table_lines(session):
             continue
         names = list(dict.fromkeys(r["peer"] for r in rows))
         title = f"one token after {CACHE}" if table == "step" else table
-        yield f"| {title}, ms (times ours) | " + " | ".join("" if table == "step" else f"T = {T}" for T in lengths) + " |"
+        heads = "" if table == "step" else " | ".join(f"T = {T}" for T in lengths)
+        yield f"| {title}, ms (times ours) | {heads} |"
         yield "| --- |" + " ---: |" * len(lengths)
         for name in names:
             cells = []
@@ -156,7 +157,7 @@ def table_lines(session):
 
 
 def goals(session):
-    """What was set out to be reached: text, table, row of ours, ending of the peers' rows, T, at least so many times."""
+    """What was set out to be reached: text, table, row of ours, cases of the peers, T, at least so many times."""
     scalar, one, gated = "loglinear scalar_decay", "loglinear scalar_decay, one level", "loglinear gated_delta"
     for T in session.options.lengths:
         if T >= 4096:
@@ -190,10 +191,12 @@ def goal_lines(session):
 
 
 def machine():
-    cpu = [x.split(":", 1)[1].strip() for x in open("/proc/cpuinfo") if x.startswith("model name")]
-    flags = next((x.split() for x in open("/proc/cpuinfo") if x.startswith("flags")), [])
-    best = next((name for flag, name in (("avx512_bf16", "AVX512-BF16"), ("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags), "")
-    return f"{len(cpu)} cores of {cpu[0] if cpu else platform.machine()} {best}".strip()
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    names = [x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")] or [platform.machine()]
+    flags = next((x.split() for x in lines if x.startswith("flags")), [])
+    sets = (("avx512_bf16", "AVX512-BF16"), ("avx512f", "AVX-512"), ("avx2", "AVX2"))
+    best = next((name for flag, name in sets if flag in flags), "neither AVX2 nor AVX-512")
+    return f"{len(names)} cores of {names[0]} ({best})"
 
 
 def main():
@@ -204,18 +207,18 @@ def main():
         return values
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=lengths, default=[512, 1024, 4096, 16384], metavar="T,T,...")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--json", metavar="FILE", help="all rows, the machine and the command")
-    parser.add_argument("--program", default=ROOT / "build/loglinear", metavar="PATH")
-    parser.add_argument("--peers", default=ROOT / "build/peers", metavar="FOLDER", help="what prepare.sh filled")
-    parser.add_argument("--debian-python", default="/usr/bin/python3", metavar="PATH", help="has Debian's python3-torch")
-    parser.add_argument("--limit", type=float, default=40, metavar="SECONDS", help="leave out runs that will take longer")
-    parser.add_argument("--prefix", default="", metavar="COMMAND", help="put before every process, for instance 'nice -n -10'")
+    option = parser.add_argument
+    option("--lengths", type=lengths, default=[512, 1024, 4096, 16384], metavar="T,T,...")
+    option("--threads", type=int, default=os.cpu_count())
+    option("--json", metavar="FILE", help="all rows, the machine and the command")
+    option("--program", default=ROOT / "build/loglinear", metavar="PATH")
+    option("--peers", default=ROOT / "build/peers", metavar="FOLDER", help="what prepare.sh filled")
+    option("--debian-python", default="/usr/bin/python3", metavar="PATH", help="has Debian's python3-torch")
+    option("--limit", type=float, default=40, metavar="SECONDS", help="leave out runs that would take longer")
+    option("--prefix", default="", metavar="COMMAND", help="put before every process, for instance 'nice -n -10'")
     options = parser.parse_args()
 
     session = Session(options)
-    session.environment["PYTHONDONTWRITEBYTECODE"] = "1"
     peers = []
     for label, kind, command in (
         ("ggml", "ggml", [pathlib.Path(options.peers) / "bench_ggml"]),

@@ -25,8 +25,8 @@ import torch
 HEADS, CHUNK = 16, 64
 
 
-# ---- log-linear attention, scalar decay (docs/algorithm.md, section 5) ------------------------------------------------
-# q, k (G, T, K) with one row of G for HEADS / G heads; v (H, T, V); g (H, T); scales (H, T, L). T is a multiple of the chunk.
+# ---- log-linear attention, scalar decay (docs/algorithm.md, section 5) ---------------------------------------------
+# q, k (G, T, K), one of G for H / G heads; v (H, T, V); g (H, T); scales (H, T, L). T is a multiple of the chunk.
 
 
 def bit_width(x):
@@ -113,7 +113,7 @@ def log_linear_definition(q, k, v, g, scales):
     return (weight * (q @ k.transpose(-1, -2)).repeat_interleave(H // q.shape[0], 0)) @ v
 
 
-# ---- softmax attention ------------------------------------------------------------------------------------------------
+# ---- softmax attention ---------------------------------------------------------------------------------------------
 
 
 def causal_bias(T):
@@ -138,7 +138,7 @@ def softmax_definition(q, k, v):
     return torch.softmax(scores, -1) @ v
 
 
-# ---- cases ------------------------------------------------------------------------------------------------------------
+# ---- cases ---------------------------------------------------------------------------------------------------------
 
 
 def log_linear_inputs(T, levels, dtype=torch.float32):
