@@ -1,6 +1,6 @@
 # Cross-compiles for 64-bit ARM with Debian's g++-aarch64-linux-gnu and runs the programs with qemu-aarch64. The
-# libraries that exist once an architecture lie in build-arm/root, where ./run arm unpacks Debian's; headers that are the
-# same for all come from this machine.
+# libraries that differ between architectures lie in build-arm/root, where ./run arm unpacks Debian's; headers that are
+# the same for all come from this machine.
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)
 set(CMAKE_CXX_COMPILER aarch64-linux-gnu-g++)
