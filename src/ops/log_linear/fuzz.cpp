@@ -143,29 +143,42 @@ void fill(Array& a, std::uint64_t& random, Values values, double low, double hig
 }
 
 // A state, usually of the right kind, at any position.
-State make_state(Choices& choose, std::uint64_t& random, Rule rule, std::int64_t H, std::int64_t K, std::int64_t V,
-                 DType dtype, std::int64_t position) {
+State make_state(Choices& choose, std::uint64_t& random, Rule rule, std::int64_t G, std::int64_t H, std::int64_t K,
+                 std::int64_t V, DType dtype, int chunk, std::int64_t position) {
   if (choose.one_in(40)) rule = rule == Rule::scalar_decay ? Rule::gated_delta : Rule::scalar_decay;
   if (choose.one_in(40)) dtype = dtype == DType::f64 ? DType::f32 : DType::f64;
   if (choose.one_in(40)) H += 1;
   if (choose.one_in(40)) K += 1;
   if (choose.one_in(40)) V += 1;
-  State state(rule, H, K, V, dtype);
-  std::vector<State::Slot> slots;
-  for (int bit = 62; bit >= 0; --bit) {
-    if (!(position >> bit & 1)) continue;
-    State::Slot slot{bit, std::make_shared<std::vector<std::byte>>(H * K * V * size_of(dtype)),
-                     std::vector<double>(H, -0.25 * static_cast<double>(random >> 62))};
-    for (std::int64_t i = 0; i < H * K * V; ++i) {
+  if (choose.one_in(40)) G = 1;
+  if (chunk < 1 || chunk > 256 || (chunk & (chunk - 1)) != 0 || choose.one_in(40)) chunk = 0;
+  State state(rule, H, K, V, dtype, chunk);
+  if (choose.one_in(4)) state.allow_rollback();
+  const auto fill = [&](Buffer& buffer) {
+    for (std::size_t i = 0; i < buffer.size() / size_of(dtype); ++i) {
       random = random * 6364136223846793005u + 1442695040888963407u;
-      const double x = static_cast<double>(random >> 11) * 0x1p-53 - 0.5;
+      const double x = static_cast<double>(random >> 11) * -0x1p-53;
       const float f = static_cast<float>(x);
-      if (dtype == DType::f64) std::memcpy(slot.matrix->data() + i * 8, &x, 8);
-      if (dtype == DType::f32) std::memcpy(slot.matrix->data() + i * 4, &f, 4);
+      if (dtype == DType::f64) std::memcpy(buffer.data() + i * 8, &x, 8);
+      if (dtype == DType::f32) std::memcpy(buffer.data() + i * 4, &f, 4);
     }
+  };
+  std::vector<State::Slot> slots;
+  for (int bit = 62; bit >= 0 && std::int64_t{1} << bit >= state.chunk(); --bit) {
+    if (!(position >> bit & 1)) continue;
+    State::Slot slot{bit, std::make_shared<Buffer>(H * K * V * size_of(dtype)),
+                     std::vector<double>(H, -0.25 * static_cast<double>(random >> 62))};
+    fill(*slot.matrix);
     slots.push_back(std::move(slot));
   }
-  state.assign(position, std::move(slots));
+  std::shared_ptr<State::Open> open;
+  if (position % state.chunk() != 0 && H % G == 0) {
+    open = state.new_open(G);
+    for (Buffer* rows : {&open->k, &open->v, &open->g, &open->beta}) fill(*rows);
+  } else {
+    position -= position % state.chunk();
+  }
+  state.assign(position, std::move(slots), open);
   return state;
 }
 
@@ -289,7 +302,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   std::vector<State> initial, final_states;
   if (small && (form == 2 || choose.one_in(2)))
     for (std::int64_t n = choose.one_in(40) ? 1 : 0; n < N; ++n)
-      initial.push_back(make_state(choose, random, rule, H, K, V, wide, make_position(choose)));
+      initial.push_back(make_state(choose, random, rule, G, H, K, V, wide, chunk, make_position(choose)));
   const auto spoil = [&](auto& a, ConstTensor* extra) {
     if (!lying) return;
     ConstTensor* views[] = {&a.q, &a.k, &a.v, &a.g, &a.beta, &a.level_scales, extra ? extra : &a.q};
@@ -346,7 +359,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
           const std::uint64_t length =
               packed ? static_cast<std::uint64_t>(cu_seqlens[n + 1]) - static_cast<std::uint64_t>(cu_seqlens[n]) : T;
           const std::uint64_t end = begin + length + (choose.one_in(40) ? 1 : 0);
-          dfinal.push_back(make_state(choose, random, rule, H, K, V, wide, static_cast<std::int64_t>(end & INT64_MAX)));
+          dfinal.push_back(
+              make_state(choose, random, rule, G, H, K, V, wide, chunk, static_cast<std::int64_t>(end & INT64_MAX)));
         }
         a.dfinal_state = dfinal;
       }
@@ -365,14 +379,15 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       spoil(a, nullptr);
       std::vector<std::vector<std::byte>> matrices;
       for (const State& fork : forks)
-        for (const State::Slot& slot : fork.slots()) matrices.push_back(*slot.matrix);
+        for (const State::Slot& slot : fork.slots()) matrices.emplace_back(slot.matrix->begin(), slot.matrix->end());
       log_linear::step(a);
       if (!lying) expect_written(written());
       std::size_t i = 0;
       for (std::size_t n = 0; n < forks.size(); ++n) {
         if (initial[n].position() != forks[n].position() + 1) wrong("a step did not advance by one");
         for (const State::Slot& slot : forks[n].slots())
-          if (*slot.matrix != matrices[i++]) wrong("a step wrote into a shared matrix");
+          if (!std::equal(slot.matrix->begin(), slot.matrix->end(), matrices[i++].begin()))
+            wrong("a step wrote into a shared matrix");
       }
     }
   } catch (const Error&) {
