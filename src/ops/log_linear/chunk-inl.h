@@ -39,12 +39,12 @@ using log_linear::cpu::FinalState;
 // Levels past this one do not exist: positions have 62 bits.
 inline constexpr std::int64_t kMaxLevels = 64;
 
-// y = exp(x), padding up to a whole vector included. Highway's exponential makes 0 of a NaN: keep the NaN.
+// y = exp(x), whole vectors. Highway's exponential makes 0 of a NaN: keep the NaN.
 template <class T>
 HWY_INLINE void exp_all(std::int64_t n, const T* x, T* y) {
   const Lanes<T> d;
   const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
-  for (std::int64_t i = 0; i < padded(n); i += N) {
+  for (std::int64_t i = 0; i < n; i += N) {
     const auto v = hn::LoadU(d, x + i);
     hn::StoreU(hn::IfThenElse(hn::Eq(v, v), hn::Exp(d, v), v), d, y + i);
   }
@@ -153,9 +153,9 @@ class Heads {
         Ls_(std::min(plan.sizes.L, kMaxLevels)),
         last_bit_(last_bit(sequence.chunk, plan.sizes.L)),
         open_(sequence.open_rows),
-        Cp_(padded(sequence.chunk)),
-        Kp_(padded(plan.sizes.K)),
-        Vp_(padded(plan.sizes.V)) {}
+        Cp_(row_stride(sequence.chunk)),
+        Kp_(row_stride(plan.sizes.K)),
+        Vp_(row_stride(plan.sizes.V)) {}
 
   void forward(const Tensor& out, FinalState* final_state) {
     if (sequence_.tokens > 0) take_scratch(false);
@@ -228,7 +228,7 @@ class Heads {
                               {&decay_, CC},
                               {&out_, CV},
                               {&scale_row_, Cp_},
-                              {&from_start_, Cp_},
+                              {&from_block_, Cp_},
                               {&to_block_end_, Cp_},
                               {&scales_, padded(C_ * Ls_)}};
     pieces_.resize(last_head_ - first_head_ > 1 ? kPiecesTogether : 1);
@@ -292,15 +292,12 @@ class Heads {
 
   void load_keys() {
     load_tokens(k_in_, group_, K_, open_ ? &open_->k : nullptr, k_, Kp_);
-    if constexpr (Rule::kErases) {
-      transpose<T>(n_, K_, k_, Kp_, kt_, Cp_);
-      product<T>(n_, n_, K_, k_, Kp_, 1, kt_, Cp_, kk_, Cp_, {.part = Part::lower_c});
-    }
+    transpose<T>(n_, K_, k_, Kp_, kt_, Cp_);
+    if constexpr (Rule::kErases) product<T>(n_, n_, K_, k_, Kp_, 1, kt_, Cp_, kk_, Cp_, {.part = Part::lower_c});
   }
 
   void load_queries() {
     load_tokens(q_in_, group_, K_, nullptr, q_, Kp_);
-    if constexpr (!Rule::kErases) transpose<T>(n_, K_, k_, Kp_, kt_, Cp_);
     product<T>(n_, n_, K_, q_, Kp_, 1, kt_, Cp_, qk_, Cp_, {.part = Part::lower_c});
   }
 
@@ -359,20 +356,22 @@ class Heads {
   // and column share a block; elsewhere the product of three decays, end of the column's block among them, all of them
   // <= 1.
   void fill_decay() {
-    const auto last_of = [&](std::int64_t block) { return std::min((block + 1) * kPad, n_) - 1; };
-    for (std::int64_t s = 0; s < n_; ++s) exponent_[s] = static_cast<T>(sums_[last_of(s / kPad)] - sums_[s]);
-    exp_all(n_, exponent_, to_block_end_);
-    for (std::int64_t i = 0; i < n_; ++i) {
-      const std::int64_t block = i / kPad, first = block * kPad;
-      T* decay = decay_ + i * Cp_;
-      for (std::int64_t s = first; s < first + kPad; ++s)
-        exponent_[s - first] = s <= i ? static_cast<T>(sums_[i] - sums_[s]) : T(0);
-      exp_all(kPad, exponent_, decay + first);
-      for (std::int64_t b = 0; b < block; ++b) from_start_[b] = static_cast<T>(sums_[i] - sums_[last_of(b)]);
-      for (std::int64_t b = block; b < padded(block); ++b) from_start_[b] = T(0);
-      exp_all(block, from_start_, from_start_);
-      for (std::int64_t b = 0; b < block; ++b)
-        for (std::int64_t s = b * kPad; s < (b + 1) * kPad; ++s) decay[s] = from_start_[b] * to_block_end_[s];
+    for (std::int64_t first = 0; first < n_; first += kPad) {
+      const std::int64_t end = std::min(first + kPad, n_);
+      for (std::int64_t i = first; i < end; ++i) {
+        for (std::int64_t s = 0; s < kPad; ++s)
+          exponent_[s] = first + s <= i ? static_cast<T>(sums_[i] - sums_[first + s]) : T(0);
+        exp_all(i + 1 - first, exponent_, decay_ + i * Cp_ + first);
+      }
+      // The rows below: from the row back to the end of the block, and from there to the column.
+      if (end == n_) break;
+      for (std::int64_t s = first; s < end; ++s) exponent_[s - first] = static_cast<T>(sums_[end - 1] - sums_[s]);
+      exp_all(kPad, exponent_, to_block_end_);
+      for (std::int64_t i = end; i < n_; ++i) exponent_[i] = static_cast<T>(sums_[i] - sums_[end - 1]);
+      clear_padding(exponent_);
+      exp_all(n_ - end, exponent_ + end, from_block_ + end);
+      for (std::int64_t i = end; i < n_; ++i)
+        for (std::int64_t s = 0; s < kPad; ++s) decay_[i * Cp_ + first + s] = from_block_[i] * to_block_end_[s];
     }
   }
 
@@ -463,7 +462,7 @@ class Heads {
           std::copy(state.matrix.get(), state.matrix.get() + K_ * Vp_, copy.get());
           state.matrix = std::move(copy);
         }
-        product<T>(K_, V_, n_, k_, 1, Kp_, erased_, Vp_, state.matrix.get(), Vp_, {.alpha = -1, .beta = 1});
+        product<T>(K_, V_, n_, kt_, Cp_, 1, erased_, Vp_, state.matrix.get(), Vp_, {.alpha = -1, .beta = 1});
       }
       state.log_decay += sums_[n_ - 1];
     }
@@ -471,12 +470,13 @@ class Heads {
         carry_of(live.size(), chunk_bit(sequence_.chunk), last_bit_, [&](std::size_t i) { return live[i].bit; });
     Live<T> fresh{carry.bit, 0, take_matrix()};
     effective_values(ue_);
-    product<T>(K_, V_, n_, k_, 1, Kp_, ue_, Vp_, fresh.matrix.get(), Vp_);
+    product<T>(K_, V_, n_, kt_, Cp_, 1, ue_, Vp_, fresh.matrix.get(), Vp_);
     for (; carry.merged > 0; --carry.merged, live.pop_back()) {
       const T decay = static_cast<T>(std::exp(live.back().log_decay));
       const T* from = live.back().matrix.get();
       T* to = fresh.matrix.get();
-      for (std::int64_t i = 0; i < K_ * Vp_; ++i) to[i] += decay * from[i];
+      for (std::int64_t a = 0; a < K_; ++a)
+        for (std::int64_t j = a * Vp_; j < a * Vp_ + V_; ++j) to[j] += decay * from[j];
     }
     live.push_back(std::move(fresh));
   }
@@ -487,7 +487,7 @@ class Heads {
       product<T>(n_, V_, n_, tg_, Cp_, 1, v_, Vp_, ue, Vp_, {.row_scale = to_end_, .part = Part::lower_a});
     } else {
       for (std::int64_t i = 0; i < n_; ++i)
-        for (std::int64_t j = 0; j < Vp_; ++j) ue[i * Vp_ + j] = to_end_[i] * v_[i * Vp_ + j];
+        for (std::int64_t j = i * Vp_; j < i * Vp_ + V_; ++j) ue[j] = to_end_[i] * v_[j];
     }
   }
 
@@ -550,7 +550,7 @@ class Heads {
   const std::int64_t Ls_;            // level scales that can be read: min(L, kMaxLevels)
   const int last_bit_;               // states of this bit are read through the last level, with all older ones
   const State::Open* open_;          // the open tokens of the initial state
-  const std::int64_t Cp_, Kp_, Vp_;  // padded
+  const std::int64_t Cp_, Kp_, Vp_;  // from row to row of a matrix that is so wide
 
   // What a piece of the sequence has in common for all heads of the group.
   struct Piece {
@@ -578,7 +578,7 @@ class Heads {
   T *ue_, *erased_, *out_;                    // (n, V)
   T *scales_, *scale_row_;                    // (n, Ls), (n)
   T *exponent_, *weight_, *found_;            // (n)
-  T *from_start_, *to_block_end_;             // (n)
+  T *from_block_, *to_block_end_;             // (n)
   T *dout_, *doutt_, *vt_, *vct_;             // (n, V) (V, n) (V, n) (V, n)
   T *dqet_, *dkt_, *dwt_, *qet_, *wt_, *x_;   // (K, n)
   T *dv_, *due_, *u_, *y_, *z_, *scaled_;     // (n, V)
