@@ -65,7 +65,7 @@ template <class Rule, class T>
 void Heads<Rule, T>::backward_piece(const BackwardArgs& args, const std::vector<Live<T>>& live,
                                     std::vector<Matrix<T>>& adjoints, const State* dfinal, const BackwardTarget& target,
                                     FinalState* dinitial) {
-  load_tokens(args.dout, h_, V_, nullptr, dout_, Vp_);
+  load_tokens(args.dout, h_, V_, nullptr, 0, dout_, Vp_);
   transpose<T>(n_, V_, dout_, Vp_, doutt_, Cp_);
   transpose<T>(n_, V_, v_, Vp_, vt_, Cp_);
   transpose<T>(n_, K_, qe_, Kp_, qet_, Cp_);

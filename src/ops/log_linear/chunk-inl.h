@@ -33,6 +33,7 @@ using log_linear::Sequence;
 using log_linear::Sizes;
 using log_linear::StepArgs;
 using log_linear::cpu::BackwardTarget;
+using log_linear::cpu::Columns;
 using log_linear::cpu::FinalSlot;
 using log_linear::cpu::FinalState;
 
@@ -117,6 +118,14 @@ void store_rows(const Tensor& x, std::int64_t b, std::int64_t t, std::int64_t h,
     copy(static_cast<double*>(x.data));
 }
 
+// A view of some columns of x.
+template <class Tensor>
+Tensor columns_of(Tensor x, Columns columns) {
+  using Byte = std::conditional_t<std::is_same_v<Tensor, ConstTensor>, const std::byte, std::byte>;
+  if (x.data) x.data = static_cast<Byte*>(x.data) + columns.first * static_cast<std::int64_t>(size_of(x.dtype));
+  return x;
+}
+
 // A live state: a block of 2^bit tokens (the oldest: or more), as it was written, and the decay from then to the end of
 // the last full chunk.
 template <class T>
@@ -132,11 +141,13 @@ template <class Rule, class T>
 class Heads {
  public:
   // args: of forward or backward.
+  // columns: of the values; no other column depends on them.
   template <class Args>
-  Heads(const Args& args, const Plan& plan, const Sequence& sequence, std::int64_t first_head, std::int64_t last_head)
+  Heads(const Args& args, const Plan& plan, const Sequence& sequence, std::int64_t first_head, std::int64_t last_head,
+        Columns columns)
       : q_in_(args.q),
         k_in_(args.k),
-        v_in_(args.v),
+        v_in_(columns_of(args.v, columns)),
         g_in_(args.g),
         beta_in_(args.beta),
         scales_in_(args.level_scales),
@@ -148,14 +159,16 @@ class Heads {
         group_(first_head / heads_),
         C_(sequence.chunk),
         K_(plan.sizes.K),
-        V_(plan.sizes.V),
+        V_(columns.last - columns.first),
+        columns_(columns),
+        state_V_(plan.sizes.V),
         L_(plan.sizes.L),
         Ls_(std::min(plan.sizes.L, kMaxLevels)),
         last_bit_(last_bit(sequence.chunk, plan.sizes.L)),
         open_(sequence.open_rows),
         Cp_(row_stride(sequence.chunk)),
         Kp_(row_stride(plan.sizes.K)),
-        Vp_(row_stride(plan.sizes.V)) {}
+        Vp_(row_stride(columns.last - columns.first)) {}
 
   void forward(const Tensor& out, FinalState* final_state) {
     if (sequence_.tokens > 0) take_scratch(false);
@@ -180,7 +193,7 @@ class Heads {
             read_weights(state);
             product<T>(n_, V_, K_, qe_, Kp_, 1, state.matrix.get(), Vp_, out_, Vp_, {.beta = 1, .row_scale = weight_});
           }
-          store_tokens(out, h_, V_, out_, Vp_);
+          store_tokens(columns_of(out, columns_), h_, V_, out_, Vp_);
           if (n_ < C_ || (first_ + n_ == sequence_.tokens && !final_state)) continue;
           if (first_ + n_ + C_ > sequence_.tokens && final_state && !final_state->before.empty())
             export_state(live, final_state->before);
@@ -291,20 +304,20 @@ class Heads {
   }
 
   void load_keys() {
-    load_tokens(k_in_, group_, K_, open_ ? &open_->k : nullptr, k_, Kp_);
+    load_tokens(k_in_, group_, K_, open_ ? open_row(open_->k, group_, K_) : nullptr, K_, k_, Kp_);
     transpose<T>(n_, K_, k_, Kp_, kt_, Cp_);
     if constexpr (Rule::kErases) product<T>(n_, n_, K_, k_, Kp_, 1, kt_, Cp_, kk_, Cp_, {.part = Part::lower_c});
   }
 
   void load_queries() {
-    load_tokens(q_in_, group_, K_, nullptr, q_, Kp_);
+    load_tokens(q_in_, group_, K_, nullptr, 0, q_, Kp_);
     product<T>(n_, n_, K_, q_, Kp_, 1, kt_, Cp_, qk_, Cp_, {.part = Part::lower_c});
   }
 
   // Values and gates of the current head.
   void load_head() {
     const std::int64_t t = sequence_.first + first_;
-    load_tokens(v_in_, h_, V_, open_ ? &open_->v : nullptr, v_, Vp_);
+    load_tokens(v_in_, h_, V_, open_ ? open_row(open_->v, h_, state_V_) + columns_.first : nullptr, state_V_, v_, Vp_);
     prefetch_rows(v_in_, t + n_, std::min(C_, sequence_.tokens - first_ - n_), V_);
     // Decays are sums inside the piece, in double: differences of them lose nothing.
     double sum = 0;
@@ -429,14 +442,18 @@ class Heads {
     return static_cast<const T*>(x.data)[gate_offset(x, sequence_.first + first_ + i)];
   }
 
-  // Rows of head h of the piece: those of tokens that are open in the initial state from `open` (heads, C, width), or
-  // zero without it, the others from x.
-  void load_tokens(const ConstTensor& x, std::int64_t h, std::int64_t width, const Buffer* open, T* to,
+  // First row of head h in open tokens (heads, C, width).
+  const T* open_row(const Buffer& x, std::int64_t h, std::int64_t width) const {
+    return reinterpret_cast<const T*>(x.data()) + h * C_ * width;
+  }
+
+  // Rows of head h of the piece: those of tokens that are open in the initial state from `open`, or zero without it,
+  // the others from x.
+  void load_tokens(const ConstTensor& x, std::int64_t h, std::int64_t width, const T* open, std::int64_t ld_open, T* to,
                    std::int64_t ld) {
     for (std::int64_t i = 0; i < skip_; ++i) {
-      const T* row = open ? reinterpret_cast<const T*>(open->data()) + (h * C_ + i) * width : nullptr;
       T* out = to + i * ld;
-      for (std::int64_t j = 0; j < width; ++j) out[j] = row ? row[j] : T(0);
+      for (std::int64_t j = 0; j < width; ++j) out[j] = open ? open[i * ld_open + j] : T(0);
       for (std::int64_t j = width; j < padded(width); ++j) out[j] = T(0);
     }
     if (skip_ < n_)
@@ -521,22 +538,22 @@ class Heads {
   }
 
   void import_matrix(const State::Slot& slot, T decay, T* to) const {
-    const T* from = reinterpret_cast<const T*>(slot.matrix->data()) + h_ * K_ * V_;
+    const T* from = reinterpret_cast<const T*>(slot.matrix->data()) + h_ * K_ * state_V_ + columns_.first;
     for (std::int64_t a = 0; a < K_; ++a) {
-      for (std::int64_t j = 0; j < V_; ++j) to[a * Vp_ + j] = decay * from[a * V_ + j];
+      for (std::int64_t j = 0; j < V_; ++j) to[a * Vp_ + j] = decay * from[a * state_V_ + j];
       for (std::int64_t j = V_; j < Vp_; ++j) to[a * Vp_ + j] = T(0);
     }
   }
 
   void export_matrix(const T* from, State::Slot& slot) const {
-    T* to = reinterpret_cast<T*>(slot.matrix->data()) + h_ * K_ * V_;
+    T* to = reinterpret_cast<T*>(slot.matrix->data()) + h_ * K_ * state_V_ + columns_.first;
     for (std::int64_t a = 0; a < K_; ++a)
-      for (std::int64_t j = 0; j < V_; ++j) to[a * V_ + j] = from ? from[a * Vp_ + j] : T(0);
+      for (std::int64_t j = 0; j < V_; ++j) to[a * state_V_ + j] = from ? from[a * Vp_ + j] : T(0);
   }
 
   void export_state(const std::vector<Live<T>>& live, std::vector<FinalSlot>& to) const {
     for (std::size_t i = 0; i < live.size(); ++i) {
-      to[i].slot.log_decay[h_] = live[i].log_decay;
+      if (columns_.first == 0) to[i].slot.log_decay[h_] = live[i].log_decay;  // once for all columns
       if (!to[i].shared) export_matrix(live[i].matrix.get(), to[i].slot);
     }
   }
@@ -546,7 +563,9 @@ class Heads {
   const std::int64_t first_head_, last_head_, heads_;  // heads: of a group
   std::int64_t h_;                                     // the current head
   const std::int64_t group_;
-  const std::int64_t C_, K_, V_, L_;
+  const std::int64_t C_, K_, V_;
+  const Columns columns_;
+  const std::int64_t state_V_, L_;
   const std::int64_t Ls_;            // level scales that can be read: min(L, kMaxLevels)
   const int last_bit_;               // states of this bit are read through the last level, with all older ones
   const State::Open* open_;          // the open tokens of the initial state

@@ -18,12 +18,12 @@ namespace HWY_NAMESPACE {
 using loglinear::HWY_NAMESPACE::Heads;
 
 void forward(const ForwardArgs& args, const Plan& plan, const Sequence& sequence, std::int64_t first, std::int64_t last,
-             FinalState* final_state) {
+             Columns columns, FinalState* final_state) {
   with_rule(args.rule, [&]<class Rule>() {
     if (plan.sizes.state_dtype == DType::f64)
-      Heads<Rule, double>(args, plan, sequence, first, last).forward(args.out, final_state);
+      Heads<Rule, double>(args, plan, sequence, first, last, columns).forward(args.out, final_state);
     else
-      Heads<Rule, float>(args, plan, sequence, first, last).forward(args.out, final_state);
+      Heads<Rule, float>(args, plan, sequence, first, last, columns).forward(args.out, final_state);
   });
 }
 
@@ -31,9 +31,9 @@ void backward(const BackwardArgs& args, const Plan& plan, const Sequence& sequen
               const BackwardTarget& target, FinalState* dinitial) {
   with_rule(args.rule, [&]<class Rule>() {
     if (plan.sizes.state_dtype == DType::f64)
-      Heads<Rule, double>(args, plan, sequence, h, h + 1).backward(args, dfinal, target, dinitial);
+      Heads<Rule, double>(args, plan, sequence, h, h + 1, {0, plan.sizes.V}).backward(args, dfinal, target, dinitial);
     else
-      Heads<Rule, float>(args, plan, sequence, h, h + 1).backward(args, dfinal, target, dinitial);
+      Heads<Rule, float>(args, plan, sequence, h, h + 1, {0, plan.sizes.V}).backward(args, dfinal, target, dinitial);
   });
 }
 
@@ -42,9 +42,9 @@ void fold(Rule rule, const Plan& plan, const Sequence& sequence, std::int64_t fi
   const ForwardArgs nothing;  // every row is in the state
   with_rule(rule, [&]<class Rule>() {
     if (plan.sizes.state_dtype == DType::f64)
-      Heads<Rule, double>(nothing, plan, sequence, first, last).fold(final_state);
+      Heads<Rule, double>(nothing, plan, sequence, first, last, {0, plan.sizes.V}).fold(final_state);
     else
-      Heads<Rule, float>(nothing, plan, sequence, first, last).fold(final_state);
+      Heads<Rule, float>(nothing, plan, sequence, first, last, {0, plan.sizes.V}).fold(final_state);
   });
 }
 
@@ -85,8 +85,8 @@ HWY_EXPORT(step);
 HWY_EXPORT(instruction_set);
 
 void forward_heads(const ForwardArgs& args, const Plan& plan, const Sequence& sequence, std::int64_t first,
-                   std::int64_t last, FinalState* final_state) {
-  HWY_DYNAMIC_DISPATCH(forward)(args, plan, sequence, first, last, final_state);
+                   std::int64_t last, Columns columns, FinalState* final_state) {
+  HWY_DYNAMIC_DISPATCH(forward)(args, plan, sequence, first, last, columns, final_state);
   trim_scratch();
 }
 

@@ -25,10 +25,15 @@ struct FinalState {
   std::shared_ptr<State::Open> before_open;
 };
 
-// Heads [first, last) of one group of one sequence. final_state: null when not wanted. Heads and sequences are
-// independent of each other; heads that come together share the work on q and k, with the same bits.
+// Columns [first, last) of the values.
+struct Columns {
+  std::int64_t first = 0, last = 0;
+};
+
+// Heads [first, last) of one group of one sequence. final_state: null when not wanted. Heads, sequences and columns are
+// independent of each other; those that come together share the work on q and k, with the same bits.
 void forward_heads(const ForwardArgs& args, const Plan& plan, const Sequence& sequence, std::int64_t first,
-                   std::int64_t last, FinalState* final_state);
+                   std::int64_t last, Columns columns, FinalState* final_state);
 
 // Where the gradients of q and k go: an (open + tokens, K) array per range of heads in the type of the states, or the
 // tensors themselves.

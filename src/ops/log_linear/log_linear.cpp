@@ -8,6 +8,7 @@
 
 #include "base/cpu_features.hpp"
 #include "base/error.hpp"
+#include "base/padding.hpp"
 #include "base/parallel.hpp"
 #include "base/state_access.hpp"
 #include "ops/log_linear/check.hpp"
@@ -100,6 +101,16 @@ State state_of(Rule rule, const Sizes& s, int chunk, std::int64_t position, cpu:
 // Threads worth waking for so many multiply-adds: below some ten microseconds of work one is faster.
 int threads_for(int threads, double multiply_adds) { return multiply_adds < 3e5 ? 1 : threads; }
 
+// Into how many parts of the columns a head is cut: as few as give every thread the same number of parts. What depends
+// on q and k alone is done again for each of them.
+std::int64_t column_parts(std::int64_t heads, std::int64_t V, int threads) {
+  if (heads >= 4 * threads) return 1;
+  const std::int64_t most = std::max<std::int64_t>(1, std::min<std::int64_t>(threads, V / kPad));
+  for (std::int64_t parts = 1; parts < most; ++parts)
+    if (heads * parts % threads == 0) return parts;
+  return most;
+}
+
 // Multiply-adds of a call, roughly: enough to choose threads by.
 double work_of(const Plan& plan) {
   const Sizes& s = plan.sizes;
@@ -160,13 +171,19 @@ void forward_checked(const ForwardArgs& args) {
   std::vector<cpu::FinalState> finals;
   if (!args.final_state.empty())
     for (const Sequence& sequence : plan.sequences) finals.push_back(final_state_for(args, s, sequence));
-  // As many heads of a group together as leaves every thread several pieces of work. No cut changes the result.
-  const std::int64_t heads = s.H / s.G, wanted = 2 * thread_count(args.threads);
-  const std::int64_t per_range = std::clamp<std::int64_t>(N * s.H / wanted, 1, heads),
+  // As many heads of a group together as leaves every thread several pieces of work, and columns apart where there are
+  // too few heads for the threads. No cut changes the result.
+  const std::int64_t heads = s.H / s.G, all = N * s.H;
+  const int threads = threads_for(thread_count(args.threads), work_of(plan));
+  const std::int64_t per_range = std::clamp<std::int64_t>(all / (2 * threads), 1, heads),
                      ranges = (heads + per_range - 1) / per_range;
-  parallel_for(N * s.G * ranges, threads_for(args.threads, work_of(plan)), [&](std::int64_t i) {
-    const std::int64_t n = i / (s.G * ranges), group = i / ranges % s.G, first = group * heads + i % ranges * per_range;
-    cpu::forward_heads(args, plan, plan.sequences[n], first, std::min(first + per_range, (group + 1) * heads),
+  const std::int64_t parts = column_parts(all, s.V, threads), width = padded((s.V + parts - 1) / parts);
+  parallel_for(N * s.G * ranges * parts, threads, [&](std::int64_t i) {
+    const std::int64_t part = i % parts, range = i / parts % ranges, group = i / (parts * ranges) % s.G,
+                       n = i / (parts * ranges * s.G), first = group * heads + range * per_range;
+    const cpu::Columns columns{std::min(part * width, s.V), std::min((part + 1) * width, s.V)};
+    if (columns.first == columns.last) return;
+    cpu::forward_heads(args, plan, plan.sequences[n], first, std::min(first + per_range, (group + 1) * heads), columns,
                        finals.empty() ? nullptr : &finals[n]);
   });
   for (std::size_t n = 0; n < finals.size(); ++n) {

@@ -738,6 +738,30 @@ TEST(Property, ThreadsDoNotChangeABit) {
   }
 }
 
+// Fewer heads than threads: columns of a head are computed apart, from and to states as well.
+TEST(Property, ThreadsShareAHead) {
+  for (Rule rule : kRules)
+    for (const std::int64_t H : {1, 3}) {
+      const Shape shape{.rule = rule, .T = 600, .G = 1, .H = H, .K = 40, .V = 70, .L = 6};
+      std::vector<std::vector<double>> first;
+      for (int threads = 1; threads <= 5; ++threads) {
+        Problem<float> p(shape, 8);
+        std::vector<State> state(1);
+        for (const auto& [begin, end] : {std::pair<std::int64_t, std::int64_t>{0, 333}, {333, 600}}) {
+          ForwardArgs a = piece(p.forward_args(), begin, end);
+          if (begin > 0) a.initial_state = state;
+          a.final_state = state;
+          a.threads = threads;
+          log_linear::forward(a);
+        }
+        const std::vector<std::vector<double>> all = {p.out.values(), dense(state[0])};
+        EXPECT_TRUE(p.intact());
+        if (threads == 1) first = all;
+        EXPECT_EQ(all, first) << threads << " threads, " << H << " heads";
+      }
+    }
+}
+
 TEST(Property, AChangeNeverReachesBack) {
   for (Rule rule : kRules) {
     const std::int64_t T = 140, K = 8, V = 4;
