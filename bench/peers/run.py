@@ -60,13 +60,12 @@ class Session:
         self.environment = {**os.environ, **dict.fromkeys(names, threads), "PYTHONDONTWRITEBYTECODE": "1"}
 
     def process(self, command):
-        """Its standard output, or None."""
+        """Its standard output. What it printed before it failed has been checked, so it counts."""
         command = [*shlex.split(self.options.prefix), *map(str, command)]
         done = subprocess.run(command, env=self.environment, stdout=subprocess.PIPE, text=True)
         if done.returncode != 0:
             self.failed = True
             print(f"[run] exit code {done.returncode}: {shlex.join(command)}", file=sys.stderr)
-            return None
         return done.stdout
 
     def ours(self, table, arguments):
@@ -79,8 +78,8 @@ class Session:
 
     def peer(self, table, label, command, T, cases):
         wanted = [case for case, power, _ in cases if not self.too_long(label, case, power, T)]
-        output = self.process([*command, self.options.threads, T, *wanted]) if wanted else None
-        for line in (output or "").splitlines():
+        output = self.process([*command, self.options.threads, T, *wanted]) if wanted else ""
+        for line in output.splitlines():
             row = json.loads(line)
             self.rows.append(dict(row, table=table, peer=f"{label} {row['peer'].split(' ', 1)[1]}"))
 
