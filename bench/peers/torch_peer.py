@@ -231,8 +231,8 @@ def version():
     """Of torch and of what multiplies matrices for it."""
     if torch.backends.mkl.is_available():
         return f"{torch.__version__}, MKL"
-    paths = {line.split()[-1] for line in open("/proc/self/maps") if "blas" in line}
-    return f"{torch.__version__}, {', '.join(sorted(paths)) or 'no BLAS'}"
+    loaded = {pathlib.Path(line.split()[-1]).name for line in open("/proc/self/maps") if "blas" in line}
+    return f"{torch.__version__}, {' '.join(sorted(loaded)) or 'no BLAS'}"
 
 
 def timed(run):
