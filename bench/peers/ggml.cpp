@@ -240,9 +240,9 @@ void measure(const std::string& name, std::int64_t T, int threads) {
   graph.plan(c.result, threads);
   const double first = seconds_of([&] { graph.compute(); });
   std::vector<double> runs;
-  if (first > 4) runs.push_back(first);  // a run as long as that has no warm-up to speak of
+  if (first > 2) runs.push_back(first);  // a run as long as that needs no warm-up
   for (double spent = 0;
-       runs.empty() || (first <= 4 && (spent < 0.5 || runs.size() < 5) && spent < 4 && runs.size() < 500);
+       runs.empty() || (first <= 2 && (spent < 0.5 || runs.size() < 5) && spent < 2 && runs.size() < 500);
        spent += runs.back())
     runs.push_back(seconds_of([&] { graph.compute(); }));
   std::sort(runs.begin(), runs.end());

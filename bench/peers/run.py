@@ -213,7 +213,7 @@ def main():
     option("--program", default=ROOT / "build/loglinear", metavar="PATH")
     option("--peers", default=ROOT / "build/peers", metavar="FOLDER", help="what prepare.sh filled")
     option("--debian-python", default="/usr/bin/python3", metavar="PATH", help="has Debian's python3-torch")
-    option("--limit", type=float, default=40, metavar="SECONDS", help="leave out runs that would take longer")
+    option("--limit", type=float, default=20, metavar="SECONDS", help="leave out runs that would take longer")
     option("--prefix", default="", metavar="COMMAND", help="put before every process, for instance 'nice -n -10'")
     options = parser.parse_args()
 

@@ -245,10 +245,10 @@ def measure(name, T, threads):
     run = case(name, T)
     with torch.set_grad_enabled(name.endswith("_train")):
         first = timed(run)
-        # A run of seconds has no warm-up to speak of.
-        runs = [first] if first > 4 else []
+        # A run of seconds needs no warm-up.
+        runs = [first] if first > 2 else []
         spent = 0
-        while not runs or (first <= 4 and (spent < 0.5 or len(runs) < 5) and spent < 4):
+        while not runs or (first <= 2 and (spent < 0.5 or len(runs) < 5) and spent < 2):
             runs.append(timed(run))
             spent += runs[-1]
     runs.sort()
