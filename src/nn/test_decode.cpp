@@ -244,7 +244,9 @@ TEST(DecodeErrors, AreThrownBeforeTheStateMoves) {
 
 // What the whole idea is about: bytes of state at a position.
 TEST(DecodeBytes, GrowWithTheSetBitsOnly) {
-  Model<float> model(small_config("log_linear_mamba2"));
+  ModelConfig config = small_config("log_linear_mamba2");
+  config.num_levels = 15;
+  Model<float> model(config);
   Model<float> transformer(small_config("transformer"));
   fill(model, 1);
   fill(transformer, 1);

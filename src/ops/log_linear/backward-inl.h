@@ -1,4 +1,5 @@
-// The backward of one head of one sequence in chunks: docs/algorithm.md, section 6. Compiled once per instruction set.
+// The backward of a range of heads of one sequence in chunks: docs/algorithm.md, section 6. Compiled once per
+// instruction set.
 
 #if defined(LOGLINEAR_OPS_LOG_LINEAR_BACKWARD_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef LOGLINEAR_OPS_LOG_LINEAR_BACKWARD_INL_H_
@@ -13,7 +14,58 @@ HWY_BEFORE_NAMESPACE();
 namespace loglinear {
 namespace HWY_NAMESPACE {
 
-// Of the first head alone.
+// y += x, whole vectors.
+template <class T>
+HWY_INLINE void add_to(std::int64_t n, const T* x, T* y) {
+  const Lanes<T> d;
+  for (std::int64_t j = 0; j < n; j += static_cast<std::int64_t>(hn::Lanes(d)))
+    hn::StoreU(hn::Add(hn::LoadU(d, x + j), hn::LoadU(d, y + j)), d, y + j);
+}
+
+// y = diag(scale) x for (rows, width) matrices.
+template <class T>
+HWY_INLINE void scale_rows(std::int64_t rows, std::int64_t width, std::int64_t ld, const T* scale, const T* x, T* y) {
+  const Lanes<T> d;
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const auto by = hn::Set(d, scale[i]);
+    for (std::int64_t j = 0; j < width; j += static_cast<std::int64_t>(hn::Lanes(d)))
+      hn::StoreU(hn::Mul(by, hn::LoadU(d, x + i * ld + j)), d, y + i * ld + j);
+  }
+}
+
+// y = x diag(scale) for (rows, width) matrices.
+template <class T>
+HWY_INLINE void scale_columns(std::int64_t rows, std::int64_t width, std::int64_t ld, const T* scale, const T* x,
+                              T* y) {
+  const Lanes<T> d;
+  for (std::int64_t i = 0; i < rows; ++i)
+    for (std::int64_t j = 0; j < width; j += static_cast<std::int64_t>(hn::Lanes(d)))
+      hn::StoreU(hn::Mul(hn::LoadU(d, scale + j), hn::LoadU(d, x + i * ld + j)), d, y + i * ld + j);
+}
+
+// to += x diag(scale), and dots = the sums of the columns of x * y, for (rows, width) matrices.
+template <class T>
+HWY_INLINE void add_scaled_columns(std::int64_t rows, std::int64_t width, std::int64_t ld, const T* scale, const T* x,
+                                   const T* y, T* to, T* dots) {
+  const Lanes<T> d;
+  const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
+  const auto strip = [&]<int kVectors>(std::int64_t j) HWY_ATTR {
+    hn::Vec<Lanes<T>> by[kVectors], sum[kVectors];
+    for (int v = 0; v < kVectors; ++v) by[v] = hn::LoadU(d, scale + j + v * N), sum[v] = hn::Zero(d);
+    for (std::int64_t at = j; at < rows * ld; at += ld)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        const auto value = hn::LoadU(d, x + at + v * N);
+        hn::StoreU(hn::MulAdd(by[v], value, hn::LoadU(d, to + at + v * N)), d, to + at + v * N);
+        sum[v] = hn::MulAdd(value, hn::LoadU(d, y + at + v * N), sum[v]);
+      }
+    for (int v = 0; v < kVectors; ++v) hn::StoreU(sum[v], d, dots + j + v * N);
+  };
+  std::int64_t j = 0;
+  for (; j + 4 * N <= width; j += 4 * N) strip.template operator()<4>(j);
+  for (; j < width; j += N) strip.template operator()<1>(j);
+}
+
 template <class Rule, class T>
 void Heads<Rule, T>::backward(const BackwardArgs& args, const State* dfinal, const BackwardTarget& target,
                               FinalState* dinitial) {
@@ -22,59 +74,162 @@ void Heads<Rule, T>::backward(const BackwardArgs& args, const State* dfinal, con
     firsts.push_back(first);
   const std::int64_t pieces = static_cast<std::int64_t>(firsts.size());
   if (pieces > 0) take_scratch(true);
-  // Live states are kept at every stride-th piece and recomputed in between: about sqrt(T) of them at a time.
-  std::int64_t stride = 1;
-  while (stride * stride < pieces) stride *= 2;
+  // Live states are kept at the beginning of every segment of pieces and recomputed inside.
+  const std::int64_t segment = segment_length(pieces), segments = (pieces + segment - 1) / segment;
 
-  std::vector<std::vector<Live<T>>> kept;
-  std::vector<Live<T>> live = import_state(sequence_.initial);
+  struct Sweep {
+    std::vector<Live<T>> live;                 // of the sweep forward
+    std::vector<std::vector<Live<T>>> kept;    // at the beginning of each segment
+    std::vector<std::vector<Live<T>>> before;  // each piece of the current segment
+    std::vector<Adjoint<T>> adjoints;          // of the sweep back
+  };
+  std::vector<Sweep> sweeps(last_head_ - first_head_);
+  const auto for_heads = [&](const auto& body) {
+    for (h_ = first_head_; h_ < last_head_; ++h_) body(sweeps[h_ - first_head_]);
+  };
+
+  for_heads([&](Sweep& sweep) {
+    sweep.live = import_state(sequence_.initial);
+    sweep.adjoints = import_adjoints(dfinal);
+  });
   for (std::int64_t z = 0; z < pieces; ++z) {
-    if (z % stride == 0) kept.push_back(live);
-    if (z >= (pieces - 1) / stride * stride) break;  // the last stride is recomputed below
-    load(firsts[z]);
-    advance(live);
+    if (z % segment == 0) for_heads([&](Sweep& sweep) { sweep.kept.push_back(sweep.live); });
+    if (z >= (segments - 1) * segment) break;  // the last segment is computed below
+    select(0, firsts[z]);
+    load_keys();
+    for_heads([&](Sweep& sweep) {
+      load_head();
+      advance(sweep.live);
+    });
   }
 
-  std::vector<Matrix<T>> adjoints = import_adjoints(dfinal);
-  while (!kept.empty()) {
-    const std::int64_t first = (static_cast<std::int64_t>(kept.size()) - 1) * stride;
-    const std::int64_t last = std::min(pieces, first + stride);
-    std::vector<std::vector<Live<T>>> before;
-    live = std::move(kept.back());
-    kept.pop_back();
+  for (std::int64_t s = segments - 1; s >= 0; --s) {
+    const std::int64_t first = s * segment, last = std::min(pieces, first + segment);
+    for_heads([&](Sweep& sweep) {
+      sweep.live = std::move(sweep.kept.back());
+      sweep.kept.pop_back();
+    });
     for (std::int64_t z = first; z < last; ++z) {
-      before.push_back(live);
-      if (z + 1 == last) break;
-      load(firsts[z]);
-      advance(live);
+      select(0, firsts[z]);
+      load_keys();
+      for_heads([&](Sweep& sweep) {
+        sweep.before.push_back(sweep.live);
+        // What comes after the last piece of a segment only a rule that erases asks for, and the gradient of the final
+        // state; a last piece that is no full chunk changes nothing.
+        const bool final_piece = z + 1 == pieces && dfinal;
+        if (n_ == C_ && (z + 1 < last || Rule::kErases || final_piece)) {
+          load_head();
+          advance(sweep.live, &sweep.before.back());
+        }
+        for (std::size_t i = 0; final_piece && i < sweep.live.size(); ++i)
+          sweep.adjoints[i].flow =
+              std::exp(sweep.live[i].log_decay) * inner(sweep.live[i].matrix.get(), sweep.adjoints[i].matrix.get());
+      });
     }
-    live.clear();
+    for_heads([&](Sweep& sweep) { sweep.live.clear(); });
     for (std::int64_t z = last - 1; z >= first; --z) {
-      load(firsts[z]);
+      select(0, firsts[z]);
+      load_keys();
       load_queries();
-      load_reads();
-      backward_piece(args, before.back(), adjoints, dfinal, target, dinitial);
-      before.pop_back();
+      begin_keys();
+      for_heads([&](Sweep& sweep) {
+        load_head();
+        load_reads();
+        backward_piece(args, sweep.before.back(), sweep.adjoints, dfinal, dinitial);
+        sweep.before.pop_back();
+      });
+      finish_keys(args, target, dfinal, dinitial);
     }
   }
-  if (dinitial) export_adjoints(adjoints, *dinitial);
+  if (dinitial) for_heads([&](Sweep& sweep) { export_adjoints(sweep.adjoints, *dinitial); });
 }
 
-// The adjoint of reading and advancing over the loaded piece. adjoints: in, of the states after it; out, before it.
+// Pieces of a segment: about sqrt(pieces), which bounds memory by sqrt(T); more where their states stay in cache,
+// because a sequence of one segment is swept forward only once.
+template <class Rule, class T>
+std::int64_t Heads<Rule, T>::segment_length(std::int64_t pieces) const {
+  // A piece leaves one new matrix a head; a rule that erases leaves every live one and what was erased.
+  const std::int64_t live = std::bit_width(static_cast<std::uint64_t>(pieces)) / 2 + 1,
+                     elements = Rule::kErases ? live * (K_ + C_) * Vp_ : K_ * Vp_,
+                     fit = kSegmentBytes / ((last_head_ - first_head_) * elements * std::int64_t{sizeof(T)});
+  std::int64_t segment = 1;
+  while (segment * segment < pieces || (segment < pieces && 2 * segment <= fit)) segment *= 2;
+  return segment;
+}
+
+// What the heads add up in the gradients of the piece's queries and keys: rows in dq and dk, columns in dqet and dkt,
+// and dqk, the gradient in Q K^T.
+template <class Rule, class T>
+void Heads<Rule, T>::begin_keys() {
+  std::fill(dq_, dq_ + n_ * Kp_, T(0));
+  std::fill(dk_, dk_ + n_ * Kp_, T(0));
+  std::fill(dqk_, dqk_ + n_ * Cp_, T(0));
+  std::fill(dkt_, dkt_ + K_ * Cp_, T(0));
+  if constexpr (!Rule::kErases) {
+    transpose<T>(n_, K_, q_, Kp_, qet_, Cp_);
+    std::fill(dqet_, dqet_ + K_ * Cp_, T(0));
+  }
+}
+
+template <class Rule, class T>
+void Heads<Rule, T>::finish_keys(const BackwardArgs& args, const BackwardTarget& target, const State* dfinal,
+                                 FinalState* dinitial) {
+  if constexpr (!Rule::kErases) take_queries();
+  transpose<T>(K_, n_, dkt_, Cp_, rows_, Kp_);
+  add_to(n_ * Kp_, rows_, dk_);
+  // QK = lower(Q K^T)
+  product<T>(n_, K_, n_, dqk_, Cp_, 1, k_, Kp_, dq_, Kp_, {.beta = 1, .part = Part::lower_a});
+  product<T>(n_, K_, n_, dqk_, 1, Cp_, q_, Kp_, dk_, Kp_, {.beta = 1, .part = Part::upper_a});
+  // The last tokens of a sequence are also in its final state, as they are: once for the heads that share the key.
+  if (n_ < C_ && dfinal && first_head_ == group_ * heads_)
+    add_rows(open_row(dfinal->open()->k, group_, K_), K_, dk_, Kp_);
+  store_keys(args.dq, dq_, static_cast<T*>(target.dq), nullptr);
+  store_keys(args.dk, dk_, static_cast<T*>(target.dk), skip_ > 0 && dinitial ? &dinitial->open->k : nullptr);
+}
+
+// To rows of the tensor, those of open tokens to `open` if there is one; or to the target, whose first rows are those
+// of open tokens.
+template <class Rule, class T>
+void Heads<Rule, T>::store_keys(const Tensor& to, const T* rows, T* target, Buffer* open) {
+  if (!target) {
+    if (open) store_open(*open, group_, K_, rows, Kp_);
+    return store_tokens(to, group_, K_, rows, Kp_);
+  }
+  for (std::int64_t i = 0; i < n_; ++i)
+    std::copy(rows + i * Kp_, rows + i * Kp_ + K_, target + (sequence_.open + first_ + i) * K_);
+}
+
+// Rows of the piece that belong to open tokens into (heads, C, width).
+template <class Rule, class T>
+void Heads<Rule, T>::store_open(Buffer& open, std::int64_t h, std::int64_t width, const T* rows,
+                                std::int64_t ld) const {
+  T* to = reinterpret_cast<T*>(open.data()) + h * C_ * width;
+  for (std::int64_t i = 0; i < skip_; ++i) std::copy(rows + i * ld, rows + i * ld + width, to + i * width);
+}
+
+// to (n, ld) += rows (n, width).
+template <class Rule, class T>
+void Heads<Rule, T>::add_rows(const T* rows, std::int64_t width, T* to, std::int64_t ld) const {
+  for (std::int64_t i = 0; i < n_; ++i)
+    for (std::int64_t j = 0; j < width; ++j) to[i * ld + j] += rows[i * width + j];
+}
+
+// The adjoint of reading and advancing over the loaded piece of one head. adjoints: in, of the states after it; out,
+// before it.
 template <class Rule, class T>
 void Heads<Rule, T>::backward_piece(const BackwardArgs& args, const std::vector<Live<T>>& live,
-                                    std::vector<Matrix<T>>& adjoints, const State* dfinal, const BackwardTarget& target,
-                                    FinalState* dinitial) {
+                                    std::vector<Adjoint<T>>& adjoints, const State* dfinal, FinalState* dinitial) {
   load_tokens(args.dout, h_, V_, nullptr, 0, dout_, Vp_);
+  const std::int64_t t = sequence_.first + first_, n_before = std::clamp<std::int64_t>(first_, 0, C_);
+  prefetch_rows(args.dout, t - n_before, n_before, V_);
+  prefetch_rows(v_in_, t - n_before, n_before, V_);
   transpose<T>(n_, V_, dout_, Vp_, doutt_, Cp_);
   transpose<T>(n_, V_, v_, Vp_, vt_, Cp_);
-  transpose<T>(n_, K_, qe_, Kp_, qet_, Cp_);
-  std::fill(dqet_, dqet_ + K_ * Cp_, T(0));
-  std::fill(dkt_, dkt_ + K_ * Cp_, T(0));
   std::fill(dscales_, dscales_ + n_ * Ls_, T(0));
   std::fill(dsums_.begin(), dsums_.end(), 0.0);
-  double dend = 0;  // gradient in the sum of g over the whole piece
   if constexpr (Rule::kErases) {
+    transpose<T>(n_, K_, qe_, Kp_, qet_, Cp_);
+    std::fill(dqet_, dqet_ + K_ * Cp_, T(0));
     std::fill(dwt_, dwt_ + K_ * Cp_, T(0));
     std::fill(dtg_, dtg_ + n_ * Cp_, T(0));
     std::fill(dbeta_, dbeta_ + n_, T(0));
@@ -82,80 +237,69 @@ void Heads<Rule, T>::backward_piece(const BackwardArgs& args, const std::vector<
 
   backward_inside();
 
-  // Only a full chunk changes the states; the last tokens of a sequence may just read them.
+  // Only a full chunk changes the states: its sum of g decays all that later pieces find in them, and it adds a new
+  // one.
   const bool full = n_ == C_;
   const std::size_t stay = adjoints.size() - (full ? 1 : 0);  // states that live through the piece
-  if (full && adjoints[stay]) dend += backward_build(adjoints[stay].get());
-  std::vector<Matrix<T>> before;
+  if (full) {
+    for (const Adjoint<T>& adjoint : adjoints) dsums_[n_ - 1] += adjoint.flow;
+    if (adjoints[stay].matrix) backward_build(adjoints[stay].matrix.get());
+  }
+  std::vector<Adjoint<T>> before;
   for (std::size_t i = 0; i < live.size(); ++i) {
-    // A state that was merged receives the adjoint of the block that took it in.
-    Matrix<T> adjoint = i < stay ? std::move(adjoints[i]) : adjoints[stay];
-    before.push_back(backward_state(live[i], std::move(adjoint), full, dend));
+    // States that were merged receive the adjoint of the block that took them in, the last one without a copy.
+    if (i < stay || i + 1 == live.size())
+      before.push_back(std::move(adjoints[std::min(i, stay)]));
+    else
+      before.push_back(adjoints[stay]);
+    backward_state(live[i], before.back(), full, i >= stay);
   }
   adjoints = std::move(before);
 
-  backward_rule();
-
-  dsums_[n_ - 1] += dend;
-  double sum = 0;
-  for (std::int64_t i = n_ - 1; i >= 0; --i) dsums_[i] = sum += dsums_[i];  // now dg
-  // The last tokens of the sequence are also in the final state, as they are.
-  if (!full && dfinal) add_open(*dfinal->open());
-
-  State::Open* open = dinitial ? dinitial->open.get() : nullptr;
-  const std::int64_t t = sequence_.first + first_;
-  for (std::int64_t i = 0; open && i < skip_; ++i) {
-    open_rows(open->g, 1)[i] = static_cast<T>(dsums_[i]);
-    if constexpr (Rule::kErases) open_rows(open->beta, 1)[i] = dbeta_[i];
-    std::copy(dv_ + i * Vp_, dv_ + i * Vp_ + V_, open_rows(open->v, V_) + i * V_);
+  if constexpr (Rule::kErases) {
+    backward_rule();
+  } else {
+    add_to(n_ * Cp_, dp_, dqk_);
   }
-  for (std::int64_t i = skip_; i < n_; ++i) {
-    log_linear::put<double>(args.dg, log_linear::offset(args.dg, sequence_.batch, t + i, h_), dsums_[i]);
-    const std::int64_t at = log_linear::offset(args.dlevel_scales, sequence_.batch, t + i, h_);
-    for (std::int64_t l = 0; l < L_; ++l)
-      log_linear::put<T>(args.dlevel_scales, at + l, l < Ls_ ? dscales_[i * Ls_ + l] : T(0));
-    if constexpr (Rule::kErases)
-      log_linear::put<T>(args.dbeta, log_linear::offset(args.dbeta, sequence_.batch, t + i, h_), dbeta_[i]);
+  double sum = 0;  // g enters through its sums
+  for (std::int64_t i = n_ - 1; i >= 0; --i) dsums_[i] = sum += dsums_[i];
+  if (!full && dfinal) {
+    const State::Open& open = *dfinal->open();
+    add_rows(open_row(open.v, h_, V_), V_, dv_, Vp_);
+    for (std::int64_t i = 0; i < n_; ++i) {
+      dsums_[i] += open_row(open.g, h_, 1)[i];
+      if constexpr (Rule::kErases) dbeta_[i] += open_row(open.beta, h_, 1)[i];
+    }
   }
+  store_gates(args, skip_ > 0 && dinitial ? dinitial->open.get() : nullptr);
   store_tokens(args.dv, h_, V_, dv_, Vp_);
-  store_keys(args.dq, dqet_, static_cast<T*>(target.dq), target.add);
-  store_keys(args.dk, dkt_, static_cast<T*>(target.dk), target.add);
 }
 
-// The gradient of the final state in its open tokens, which are those of the loaded piece.
-template <class Rule, class T>
-void Heads<Rule, T>::add_open(const State::Open& d) {
-  const auto rows = [&](const Buffer& x, std::int64_t h, std::int64_t width) {
-    return reinterpret_cast<const T*>(x.data()) + h * C_ * width;
-  };
-  const T *dk = rows(d.k, group_, K_), *dv = rows(d.v, h_, V_), *dg = rows(d.g, h_, 1), *dbeta = rows(d.beta, h_, 1);
-  for (std::int64_t i = 0; i < n_; ++i) {
-    dsums_[i] += dg[i];
-    if constexpr (Rule::kErases) dbeta_[i] += dbeta[i];
-    for (std::int64_t j = 0; j < V_; ++j) dv_[i * Vp_ + j] += dv[i * V_ + j];
-    if (h_ == group_ * heads_)  // once for the heads that share the key
-      for (std::int64_t a = 0; a < K_; ++a) dkt_[a * Cp_ + i] += dk[i * K_ + a];
-  }
-}
-
-// out = P V with P = P0 * decay * scales.
+// out = P V with P = P0 * decay * scales. dp becomes the gradient in P0, zero above the diagonal.
 template <class Rule, class T>
 void Heads<Rule, T>::backward_inside() {
+  const Lanes<T> d;
+  const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
   product<T>(n_, V_, n_, p_, 1, Cp_, dout_, Vp_, dv_, Vp_, {.part = Part::upper_a});
   product<T>(n_, n_, V_, dout_, Vp_, 1, vt_, Cp_, dp_, Cp_, {.part = Part::lower_c});
   std::fill(column_, column_ + Cp_, T(0));
   for (std::int64_t i = 0; i < n_; ++i) {
     fill_scales(i);
     const T *p0 = p0_ + i * Cp_, *decay = decay_ + i * Cp_;
-    T *dp = dp_ + i * Cp_, *read = cc_;
-    for (std::int64_t s = 0; s <= i; ++s) {
-      read[s] = dp[s] * p0[s] * decay[s];
-      column_[s] += s < i ? read[s] * scale_row_[s] : T(0);  // a token does not decay what it writes itself
-      dp[s] *= decay[s] * scale_row_[s];                     // now dP0
+    T* dp = dp_ + i * Cp_;
+    for (std::int64_t s = 0; s <= i; s += N) {
+      const auto below = hn::FirstN(d, static_cast<std::size_t>(std::min(N, i + 1 - s)));
+      const auto decayed = hn::IfThenElseZero(below, hn::Mul(hn::LoadU(d, dp + s), hn::LoadU(d, decay + s)));
+      const auto read = hn::IfThenElseZero(below, hn::Mul(decayed, hn::LoadU(d, p0 + s)));
+      const auto scale = hn::IfThenElseZero(below, hn::LoadU(d, scale_row_ + s));
+      hn::StoreU(read, d, read_ + s);
+      hn::StoreU(hn::MulAdd(read, scale, hn::LoadU(d, column_ + s)), d, column_ + s);
+      hn::StoreU(hn::Mul(decayed, scale), d, dp + s);
     }
-    for (std::int64_t s = i + 1; s < padded(n_); ++s) dp[s] = T(0);
+    for (std::int64_t s = (i / N + 1) * N; s < padded(n_); ++s) dp[s] = T(0);
+    column_[i] = T(0);  // a token does not decay what it writes itself; later rows begin here
     for_runs(i, [&](std::int64_t l, std::int64_t s0, std::int64_t s1) HWY_ATTR {
-      const T sum = sum_of(s1 - s0, read + s0);
+      const T sum = sum_of(s1 - s0, read_ + s0);
       dscales_[i * Ls_ + l] += sum;
       if (s0 < i) dsums_[i] += static_cast<double>(sum) * scales_[i * Ls_ + l];
     });
@@ -163,182 +307,180 @@ void Heads<Rule, T>::backward_inside() {
   for (std::int64_t s = 0; s < n_; ++s) dsums_[s] -= column_[s];
 }
 
-// The new state K^T diag(to_end) U with the given adjoint (K, Vp). Returns the gradient in the whole sum of g.
+// The new state K^T diag(to_end) U with the given adjoint (K, Vp).
 template <class Rule, class T>
-double Heads<Rule, T>::backward_build(const T* adjoint) {
-  double dend = 0;
-  T* ue = Rule::kErases ? u_ : ue_;
-  effective_values(ue);
+void Heads<Rule, T>::backward_build(const T* adjoint) {
+  const Lanes<T> d;
+  if constexpr (Rule::kErases) {
+    effective_values(ue_);
+    transpose<T>(n_, V_, ue_, Vp_, uet_, Cp_);
+  } else {
+    scale_columns(V_, padded(n_), Cp_, to_end_, vt_, uet_);
+  }
+  product<T>(K_, n_, V_, adjoint, Vp_, 1, uet_, Cp_, dkt_, Cp_, {.beta = 1});
+
   product<T>(n_, V_, K_, k_, Kp_, 1, adjoint, Vp_, due_, Vp_);
   for (std::int64_t i = 0; i < n_; ++i) {
-    const double r = dot(V_, due_ + i * Vp_, ue + i * Vp_);
-    dend += r;
-    dsums_[i] -= r;
-    for (std::int64_t j = 0; j < Vp_; ++j) due_[i * Vp_ + j] *= to_end_[i];  // now dU
+    T *due = due_ + i * Vp_, *dv = dv_ + i * Vp_;
+    const auto to_end = hn::Set(d, to_end_[i]);
+    auto sum = hn::Zero(d);
+    for (std::int64_t j = 0; j < V_; j += static_cast<std::int64_t>(hn::Lanes(d))) {
+      const auto du = hn::Mul(to_end, hn::LoadU(d, due + j));
+      if constexpr (Rule::kErases) {
+        sum = hn::MulAdd(hn::LoadU(d, due + j), hn::LoadU(d, ue_ + i * Vp_ + j), sum);
+        hn::StoreU(du, d, due + j);  // now dU
+      } else {
+        sum = hn::MulAdd(du, hn::LoadU(d, v_ + i * Vp_ + j), sum);
+        hn::StoreU(hn::Add(du, hn::LoadU(d, dv + j)), d, dv + j);  // U = V
+      }
+    }
+    dsums_[i] -= hn::GetLane(hn::SumOfLanes(d, sum));
   }
   if constexpr (Rule::kErases) {
     // U = Tg V
     product<T>(n_, n_, V_, due_, Vp_, 1, vt_, Cp_, dtg_, Cp_, {.part = Part::lower_c});
     product<T>(n_, V_, n_, tg_, 1, Cp_, due_, Vp_, dv_, Vp_, {.beta = 1, .part = Part::upper_a});
-    transpose<T>(n_, V_, ue, Vp_, vct_, Cp_);
-    product<T>(K_, n_, V_, adjoint, Vp_, 1, vct_, Cp_, dkt_, Cp_, {.beta = 1});
-  } else {
-    for (std::int64_t i = 0; i < n_; ++i)
-      for (std::int64_t j = 0; j < Vp_; ++j) dv_[i * Vp_ + j] += due_[i * Vp_ + j];
-    product<T>(K_, n_, V_, adjoint, Vp_, 1, vt_, Cp_, x_, Cp_);
-    for (std::int64_t a = 0; a < K_; ++a)
-      for (std::int64_t s = 0; s < n_; ++s) dkt_[a * Cp_ + s] += to_end_[s] * x_[a * Cp_ + s];
   }
-  return dend;
 }
 
-// One live state over the piece: read by every token, and when the piece is a full chunk erased and decayed. Returns
-// the adjoint before the piece.
+// One live state over the piece: read by every token, and when that is a full chunk erased and decayed. adjoint: in,
+// after the piece (of the block that took the state in, if it was merged); out, before the piece.
 template <class Rule, class T>
-Matrix<T> Heads<Rule, T>::backward_state(const Live<T>& state, Matrix<T> adjoint, bool full, double& dend) {
+void Heads<Rule, T>::backward_state(const Live<T>& state, Adjoint<T>& adjoint, bool full, bool merged) {
   const T* S = state.matrix.get();
   read_weights(state, found_);
   product<T>(K_, n_, V_, S, Vp_, 1, doutt_, Cp_, x_, Cp_);
-  std::fill(dots_, dots_ + Cp_, T(0));
-  for (std::int64_t a = 0; a < K_; ++a) {
-    const T *x = x_ + a * Cp_, *qe = qet_ + a * Cp_;
-    T* dqe = dqet_ + a * Cp_;
-    for (std::int64_t i = 0; i < n_; ++i) {
-      dqe[i] += weight_[i] * x[i];
-      dots_[i] += qe[i] * x[i];
-    }
-  }
+  clear_padding(weight_);
+  add_scaled_columns(K_, padded(n_), Cp_, weight_, x_, qet_, dqet_, dots_);
+  double reads = 0;
   const std::int64_t l = level(state.bit + 1);
   for (std::int64_t i = 0; i < n_; ++i) {
-    dscales_[i * Ls_ + l] += dots_[i] * found_[i];
-    dsums_[i] += static_cast<double>(dots_[i]) * weight_[i];
-    const T weight = gamma_[i] * scales_[i * Ls_ + l];
-    for (std::int64_t j = 0; j < Vp_; ++j) scaled_[i * Vp_ + j] = weight * dout_[i * Vp_ + j];
+    const std::int64_t at = i * Ls_ + l;
+    dscales_[at] += dots_[i] * found_[i];
+    const double read = static_cast<double>(dots_[i]) * weight_[i];
+    dsums_[i] += read;
+    reads += read;
+    column_[i] = gamma_[i] * scales_[at];
   }
-  if (!adjoint) {
-    adjoint = take_matrix();
-    product<T>(K_, V_, n_, qe_, 1, Kp_, scaled_, Vp_, adjoint.get(), Vp_);
-    return adjoint;
+  scale_rows(n_, padded(V_), Vp_, column_, dout_, scaled_);
+  if (!adjoint.matrix) {
+    adjoint.matrix = take_matrix();
+    adjoint.flow = reads;
+    product<T>(K_, V_, n_, qe_, 1, Kp_, scaled_, Vp_, adjoint.matrix.get(), Vp_);
+    return;
   }
 
-  const auto own = [&] {  // the adjoint may be shared with other parts of a merged state
-    if (adjoint.use_count() == 1) return;
+  const bool erased = Rule::kErases && full;
+  const T decay = full ? static_cast<T>(std::exp(sums_[n_ - 1])) : T(1);
+  if (erased) {
+    const T minus = static_cast<T>(-std::exp(state.log_decay + sums_[n_ - 1]));
+    product<T>(V_, n_, K_, adjoint.matrix.get(), 1, Vp_, kt_, Cp_, yt_, Cp_);
+    product<T>(K_, n_, V_, S, Vp_, 1, yt_, Cp_, dwt_, Cp_, {.alpha = minus, .beta = 1});
+    transpose<T>(n_, V_, state.erased.get(), Vp_, zt_, Cp_);
+    product<T>(K_, n_, V_, adjoint.matrix.get(), Vp_, 1, zt_, Cp_, dkt_, Cp_, {.alpha = minus, .beta = 1});
+  }
+  if (adjoint.matrix.use_count() > 1) {
     Matrix<T> copy = take_matrix();
-    std::copy(adjoint.get(), adjoint.get() + K_ * Vp_, copy.get());
-    adjoint = std::move(copy);
-  };
-  if (!full) {
-    own();
-    product<T>(K_, V_, n_, qe_, 1, Kp_, scaled_, Vp_, adjoint.get(), Vp_, {.beta = 1});
-    return adjoint;
+    std::copy(adjoint.matrix.get(), adjoint.matrix.get() + K_ * Vp_, copy.get());
+    adjoint.matrix = std::move(copy);
   }
-  const T decay = static_cast<T>(std::exp(sums_[n_ - 1]));
-  const double whole = std::exp(state.log_decay + sums_[n_ - 1]);
-  double change = inner(K_, adjoint.get(), S);
-  if constexpr (Rule::kErases) {
-    product<T>(n_, V_, K_, k_, Kp_, 1, adjoint.get(), Vp_, y_, Vp_);
-    product<T>(n_, V_, K_, w_, Kp_, 1, S, Vp_, z_, Vp_);
-    change -= inner(n_, y_, z_);
-    const T minus = static_cast<T>(-whole);
-    transpose<T>(n_, V_, y_, Vp_, vct_, Cp_);
-    product<T>(K_, n_, V_, S, Vp_, 1, vct_, Cp_, dwt_, Cp_, {.alpha = minus, .beta = 1});
-    transpose<T>(n_, V_, z_, Vp_, vct_, Cp_);
-    product<T>(K_, n_, V_, adjoint.get(), Vp_, 1, vct_, Cp_, dkt_, Cp_, {.alpha = minus, .beta = 1});
-  }
-  dend += whole * change;
-  own();
   // A decay of exactly zero must still clear the adjoint: beta = 0 means that it is not read, which is the same.
-  product<T>(K_, V_, n_, qe_, 1, Kp_, scaled_, Vp_, adjoint.get(), Vp_, {.beta = decay});
-  if constexpr (Rule::kErases)
-    product<T>(K_, V_, n_, w_, 1, Kp_, y_, Vp_, adjoint.get(), Vp_, {.alpha = -decay, .beta = 1});
-  return adjoint;
+  product<T>(K_, V_, n_, qe_, 1, Kp_, scaled_, Vp_, adjoint.matrix.get(), Vp_, {.beta = decay});
+  if (erased) {
+    transpose<T>(V_, n_, yt_, Cp_, y_, Vp_);
+    product<T>(K_, V_, n_, w_, 1, Kp_, y_, Vp_, adjoint.matrix.get(), Vp_, {.alpha = -decay, .beta = 1});
+  }
+  adjoint.flow = merged ? std::exp(state.log_decay) * inner(S, adjoint.matrix.get()) : adjoint.flow + reads;
+}
+
+// dq gets the columns that reads have added up; they stay in rows as the gradient in Qe.
+template <class Rule, class T>
+void Heads<Rule, T>::take_queries() {
+  transpose<T>(K_, n_, dqet_, Cp_, rows_, Kp_);
+  add_to(n_ * Kp_, rows_, dq_);
 }
 
 // From P0, the effective queries and mix back to q, k and beta.
 template <class Rule, class T>
 void Heads<Rule, T>::backward_rule() {
-  T* dqk = dp_;
-  if constexpr (Rule::kErases) {
-    for (std::int64_t i = 0; i < n_; ++i)
-      for (std::int64_t s = i + 1; s < padded(n_); ++s) qk_[i * Cp_ + s] = T(0);
-    // tg = decay * mix
-    std::fill(column_, column_ + Cp_, T(0));
-    for (std::int64_t i = 0; i < n_; ++i) {
-      for (std::int64_t s = 0; s <= i; ++s) {
-        cc_[s] = dtg_[i * Cp_ + s] * tg_[i * Cp_ + s];
-        column_[s] += s < i ? cc_[s] : T(0);
-        dmix_[i * Cp_ + s] = dtg_[i * Cp_ + s] * decay_[i * Cp_ + s];
-      }
-      for (std::int64_t s = i + 1; s < padded(n_); ++s) dmix_[i * Cp_ + s] = T(0);
-      dsums_[i] += sum_of(i, cc_);
+  // tg = decay * mix
+  std::fill(column_, column_ + Cp_, T(0));
+  for (std::int64_t i = 0; i < n_; ++i) {
+    const T *dtg = dtg_ + i * Cp_, *tg = tg_ + i * Cp_, *decay = decay_ + i * Cp_;
+    T* dmix = dmix_ + i * Cp_;
+    for (std::int64_t s = 0; s <= i; ++s) {
+      read_[s] = dtg[s] * tg[s];
+      column_[s] += read_[s];
+      dmix[s] = dtg[s] * decay[s];
     }
-    for (std::int64_t s = 0; s < n_; ++s) dsums_[s] -= column_[s];
-    // P0 = QK mix
-    dqk = dqk_;
-    transpose<T>(n_, n_, mix_, Cp_, cc_, Cp_);
-    product<T>(n_, n_, n_, dp_, Cp_, 1, cc_, Cp_, dqk, Cp_, {.part = Part::lower_a});
-    product<T>(n_, n_, n_, qk_, 1, Cp_, dp_, Cp_, dmix_, Cp_, {.beta = 1, .part = Part::upper_a});
-    // Qe = Q - QK W
-    transpose<T>(n_, K_, w_, Kp_, wt_, Cp_);
-    product<T>(n_, n_, K_, dqet_, 1, Cp_, wt_, Cp_, dqk, Cp_, {.alpha = -1, .beta = 1});
-    product<T>(K_, n_, n_, dqet_, Cp_, 1, qk_, Cp_, dwt_, Cp_, {.alpha = -1, .beta = 1});
-    // W = mix K
-    product<T>(n_, n_, K_, dwt_, 1, Cp_, kt_, Cp_, dmix_, Cp_, {.beta = 1});
-    product<T>(K_, n_, n_, dwt_, Cp_, 1, mix_, Cp_, dkt_, Cp_, {.beta = 1});
-    // mix from K K^T and beta
-    Rule::mix_backward(Kernel(), n_, Cp_, kk_, beta_, inverse_, dmix_, dkk_, dbeta_, work_);
-    transpose<T>(n_, n_, dkk_, Cp_, cc_, Cp_);
-    for (std::int64_t i = 0; i < n_; ++i)
-      for (std::int64_t s = 0; s < n_; ++s) cc_[i * Cp_ + s] += dkk_[i * Cp_ + s];
-    product<T>(K_, n_, n_, kt_, Cp_, 1, cc_, Cp_, dkt_, Cp_, {.beta = 1});
-    for (std::int64_t i = 0; i < n_; ++i)
-      for (std::int64_t s = i + 1; s < padded(n_); ++s) dqk[i * Cp_ + s] = T(0);
+    column_[i] = T(0);
+    dsums_[i] += sum_of(i, read_);
   }
-  // QK = lower(Q K^T)
-  product<T>(K_, n_, n_, q_, 1, Kp_, dqk, Cp_, dkt_, Cp_, {.beta = 1});
-  transpose<T>(n_, n_, dqk, Cp_, cc_, Cp_);
-  product<T>(K_, n_, n_, kt_, Cp_, 1, cc_, Cp_, dqet_, Cp_, {.beta = 1});
+  for (std::int64_t s = 0; s < n_; ++s) dsums_[s] -= column_[s];
+  // P0 = QK mix
+  transpose<T>(n_, n_, mix_, Cp_, cc_, Cp_);
+  product<T>(n_, n_, n_, dp_, Cp_, 1, cc_, Cp_, dqk_, Cp_, {.beta = 1, .part = Part::lower_a});
+  product<T>(n_, n_, n_, qk_, 1, Cp_, dp_, Cp_, dmix_, Cp_, {.beta = 1, .part = Part::upper_a});
+  // Qe = Q - QK W
+  take_queries();
+  transpose<T>(n_, K_, w_, Kp_, wt_, Cp_);
+  product<T>(n_, n_, K_, rows_, Kp_, 1, wt_, Cp_, dqk_, Cp_, {.alpha = -1, .beta = 1, .part = Part::lower_c});
+  transpose<T>(K_, n_, dwt_, Cp_, dw_, Kp_);
+  product<T>(n_, K_, n_, qk_, 1, Cp_, rows_, Kp_, dw_, Kp_, {.alpha = -1, .beta = 1, .part = Part::upper_a});
+  // W = mix K
+  product<T>(n_, n_, K_, dw_, Kp_, 1, kt_, Cp_, dmix_, Cp_, {.beta = 1, .part = Part::lower_c});
+  product<T>(n_, K_, n_, mix_, 1, Cp_, dw_, Kp_, dk_, Kp_, {.beta = 1, .part = Part::upper_a});
+  // mix from K K^T and beta
+  Rule::mix_backward(Kernel(), n_, Cp_, kk_, beta_, inverse_, dmix_, dkk_, dbeta_, work_);
+  product<T>(n_, K_, n_, dkk_, Cp_, 1, k_, Kp_, dk_, Kp_, {.beta = 1, .part = Part::lower_a});
+  product<T>(n_, K_, n_, dkk_, 1, Cp_, k_, Kp_, dk_, Kp_, {.beta = 1, .part = Part::upper_a});
 }
 
-// Sum of x * y over (rows, Vp) matrices with zero padding.
+// dsums holds dg. Rows of open tokens go to `open`, or nowhere.
 template <class Rule, class T>
-double Heads<Rule, T>::inner(std::int64_t rows, const T* x, const T* y) {
-  std::fill(products_, products_ + Vp_, T(0));
-  for (std::int64_t i = 0; i < rows; ++i)
-    for (std::int64_t j = 0; j < Vp_; ++j) products_[j] += x[i * Vp_ + j] * y[i * Vp_ + j];
+void Heads<Rule, T>::store_gates(const BackwardArgs& args, State::Open* open) const {
+  if (open) {
+    store_open(open->v, h_, V_, dv_, Vp_);
+    for (std::int64_t i = 0; i < skip_; ++i)
+      reinterpret_cast<T*>(open->g.data())[h_ * C_ + i] = static_cast<T>(dsums_[i]);
+    if constexpr (Rule::kErases) store_open(open->beta, h_, 1, dbeta_, 1);
+  }
+  const std::int64_t t = sequence_.first + first_;
+  for (std::int64_t i = skip_; i < n_; ++i) {
+    log_linear::put<double>(args.dg, log_linear::offset(args.dg, sequence_.batch, t + i, h_), dsums_[i]);
+    T* scales =
+        static_cast<T*>(args.dlevel_scales.data) + log_linear::offset(args.dlevel_scales, sequence_.batch, t + i, h_);
+    std::copy(dscales_ + i * Ls_, dscales_ + (i + 1) * Ls_, scales);
+    std::fill(scales + Ls_, scales + L_, T(0));
+    if constexpr (Rule::kErases)
+      log_linear::put<T>(args.dbeta, log_linear::offset(args.dbeta, sequence_.batch, t + i, h_), dbeta_[i]);
+  }
+}
+
+// Sum of x * y over (K, Vp) matrices.
+template <class Rule, class T>
+double Heads<Rule, T>::inner(const T* x, const T* y) const {
   double sum = 0;
-  for (std::int64_t j = 0; j < V_; ++j) sum += products_[j];
+  for (std::int64_t a = 0; a < K_; ++a) sum += dot(V_, x + a * Vp_, y + a * Vp_);
   return sum;
 }
 
-// transposed (K, Cp) -> rows of the tensor, or of the target, whose first rows are those of open tokens.
 template <class Rule, class T>
-void Heads<Rule, T>::store_keys(const Tensor& to, const T* transposed, T* target, bool add) {
-  transpose<T>(K_, n_, transposed, Cp_, rows_, Kp_);
-  if (!target) return store_tokens(to, group_, K_, rows_, Kp_);
-  for (std::int64_t i = 0; i < n_; ++i) {
-    T* out = target + (sequence_.open + first_ + i) * K_;
-    const T* row = rows_ + i * Kp_;
-    for (std::int64_t a = 0; a < K_; ++a) out[a] = add ? out[a] + row[a] : row[a];
-  }
-}
-
-template <class Rule, class T>
-std::vector<Matrix<T>> Heads<Rule, T>::import_adjoints(const State* state) {
-  std::vector<Matrix<T>> adjoints(live_slots(sequence_, L_, sequence_.full_chunks()).size());
+std::vector<Adjoint<T>> Heads<Rule, T>::import_adjoints(const State* state) {
+  std::vector<Adjoint<T>> adjoints(live_slots(sequence_, L_, sequence_.full_chunks()).size());
   for (std::size_t i = 0; state && i < adjoints.size(); ++i) {
     const State::Slot& slot = state->slots()[i];
-    adjoints[i] = take_matrix();
-    import_matrix(slot, static_cast<T>(std::exp(slot.log_decay[h_])), adjoints[i].get());
+    adjoints[i].matrix = take_matrix();
+    import_matrix(slot, static_cast<T>(std::exp(slot.log_decay[h_])), adjoints[i].matrix.get());
   }
   return adjoints;
 }
 
 template <class Rule, class T>
-void Heads<Rule, T>::export_adjoints(const std::vector<Matrix<T>>& adjoints, FinalState& to) const {
+void Heads<Rule, T>::export_adjoints(const std::vector<Adjoint<T>>& adjoints, FinalState& to) const {
   for (std::size_t i = 0; i < adjoints.size(); ++i) {
     to.slots[i].slot.log_decay[h_] = 0;
-    export_matrix(adjoints[i].get(), to.slots[i].slot);
+    export_matrix(adjoints[i].matrix.get(), to.slots[i].slot);
   }
 }
 

@@ -132,11 +132,19 @@ template <class T>
 struct Live {
   int bit = 0;
   double log_decay = 0;
-  Matrix<T> matrix;  // (K, Vp)
+  Matrix<T> matrix;            // (K, Vp)
+  Matrix<T> erased = nullptr;  // (C, Vp) W S of the piece after it, where backward() will want it
 };
 
-// Heads [first_head, last_head) of one group of one sequence. Forward takes them together, so that what depends on q
-// and k alone is computed once for all of them.
+// The gradient of a live state, in the dense matrix; null where it is zero.
+template <class T>
+struct Adjoint {
+  Matrix<T> matrix;  // (K, Vp)
+  double flow = 0;   // <state, matrix>: docs/algorithm.md, section 6.2
+};
+
+// Heads [first_head, last_head) of one group of one sequence. They are taken together, so that what depends on q and k
+// alone is computed once for all of them.
 template <class Rule, class T>
 class Heads {
  public:
@@ -217,7 +225,7 @@ class Heads {
     }
   }
 
-  // Of the first head alone.
+  // Definition in backward-inl.h.
   void backward(const BackwardArgs& args, const State* dfinal, const BackwardTarget& target, FinalState* dinitial);
 
  private:
@@ -244,7 +252,7 @@ class Heads {
                               {&from_block_, Cp_},
                               {&to_block_end_, Cp_},
                               {&scales_, padded(C_ * Ls_)}};
-    pieces_.resize(last_head_ - first_head_ > 1 ? kPiecesTogether : 1);
+    pieces_.resize(last_head_ - first_head_ > 1 && !backward ? kPiecesTogether : 1);
     for (Piece& piece : pieces_) {
       const std::vector<Cut> more = {
           {&piece.q, CK}, {&piece.k, CK}, {&piece.kt, KC}, {&piece.qk, CC}, {&piece.kk, Rule::kErases ? CC : 0}};
@@ -256,17 +264,18 @@ class Heads {
       parts.insert(parts.end(), more.begin(), more.end());
     }
     if (backward) {
-      const std::vector<Cut> more = {{&dout_, CV},   {&doutt_, VC},    {&vt_, VC},
-                                     {&dqet_, KC},   {&dkt_, KC},      {&qet_, KC},
-                                     {&x_, KC},      {&dv_, CV},       {&dp_, CC},
-                                     {&scaled_, CV}, {&due_, CV},      {&dqk_, CC},
-                                     {&cc_, CC},     {&rows_, CK},     {&dots_, Cp_},
-                                     {&found_, Cp_}, {&column_, Cp_},  {&dscales_, padded(C_ * Ls_)},
-                                     {&dbeta_, Cp_}, {&products_, Vp_}};
+      const std::vector<Cut> more = {{&dout_, CV},   {&doutt_, VC},   {&vt_, VC},
+                                     {&uet_, VC},    {&dqet_, KC},    {&dkt_, KC},
+                                     {&qet_, KC},    {&x_, KC},       {&dv_, CV},
+                                     {&scaled_, CV}, {&due_, CV},     {&dp_, CC},
+                                     {&dqk_, CC},    {&read_, Cp_},   {&dq_, CK},
+                                     {&dk_, CK},     {&rows_, CK},    {&dots_, Cp_},
+                                     {&found_, Cp_}, {&column_, Cp_}, {&dscales_, padded(C_ * Ls_)}};
       parts.insert(parts.end(), more.begin(), more.end());
       if (Rule::kErases) {
-        const std::vector<Cut> erase = {{&dwt_, KC},      {&wt_, KC}, {&dtg_, CC}, {&dmix_, CC}, {&dkk_, CC},
-                                        {&work_, 2 * CC}, {&y_, CV},  {&z_, CV},   {&vct_, VC},  {&u_, CV}};
+        const std::vector<Cut> erase = {{&dwt_, KC},  {&wt_, KC},  {&dw_, CK},       {&dtg_, CC},
+                                        {&dmix_, CC}, {&dkk_, CC}, {&work_, 2 * CC}, {&cc_, CC},
+                                        {&yt_, VC},   {&y_, CV},   {&zt_, VC},       {&dbeta_, Cp_}};
         parts.insert(parts.end(), erase.begin(), erase.end());
       }
     }
@@ -469,17 +478,23 @@ class Heads {
   Matrix<T> take_matrix() const { return Pool<T>::take(static_cast<std::size_t>(K_ * Vp_)); }
 
   // The counter takes in the loaded piece, a full chunk: live states are erased and decay, the new one is built and
-  // merges.
-  void advance(std::vector<Live<T>>& live) {
-    for (Live<T>& state : live) {
+  // merges. before: null, or the states before the piece, which keep what is erased from each.
+  void advance(std::vector<Live<T>>& live, std::vector<Live<T>>* before = nullptr) {
+    for (std::size_t i = 0; i < live.size(); ++i) {
+      Live<T>& state = live[i];
       if constexpr (Rule::kErases) {
-        product<T>(n_, V_, K_, w_, Kp_, 1, state.matrix.get(), Vp_, erased_, Vp_);
+        T* erased = erased_;
+        if (before) {
+          (*before)[i].erased = Pool<T>::take(static_cast<std::size_t>(C_ * Vp_));
+          erased = (*before)[i].erased.get();
+        }
+        product<T>(n_, V_, K_, w_, Kp_, 1, state.matrix.get(), Vp_, erased, Vp_);
         if (state.matrix.use_count() > 1) {  // kept for the backward sweep: change a copy
           Matrix<T> copy = take_matrix();
           std::copy(state.matrix.get(), state.matrix.get() + K_ * Vp_, copy.get());
           state.matrix = std::move(copy);
         }
-        product<T>(K_, V_, n_, kt_, Cp_, 1, erased_, Vp_, state.matrix.get(), Vp_, {.alpha = -1, .beta = 1});
+        product<T>(K_, V_, n_, kt_, Cp_, 1, erased, Vp_, state.matrix.get(), Vp_, {.alpha = -1, .beta = 1});
       }
       state.log_decay += sums_[n_ - 1];
     }
@@ -508,21 +523,24 @@ class Heads {
     }
   }
 
-  // Definitions in backward-inl.h. The gradient of a live state is that of the dense matrix, null where it is zero.
-  void backward_piece(const BackwardArgs& args, const std::vector<Live<T>>& live, std::vector<Matrix<T>>& adjoints,
-                      const State* dfinal, const BackwardTarget& target, FinalState* dinitial);
+  // Definitions in backward-inl.h.
+  std::int64_t segment_length(std::int64_t pieces) const;
+  void begin_keys();
+  void finish_keys(const BackwardArgs& args, const BackwardTarget& target, const State* dfinal, FinalState* dinitial);
+  void store_keys(const Tensor& to, const T* rows, T* target, Buffer* open);
+  void store_open(Buffer& open, std::int64_t h, std::int64_t width, const T* rows, std::int64_t ld) const;
+  void add_rows(const T* rows, std::int64_t width, T* to, std::int64_t ld) const;
+  void backward_piece(const BackwardArgs& args, const std::vector<Live<T>>& live, std::vector<Adjoint<T>>& adjoints,
+                      const State* dfinal, FinalState* dinitial);
   void backward_inside();
-  double backward_build(const T* adjoint);
-  Matrix<T> backward_state(const Live<T>& state, Matrix<T> adjoint, bool full, double& dend);
+  void backward_build(const T* adjoint);
+  void backward_state(const Live<T>& state, Adjoint<T>& adjoint, bool full, bool merged);
+  void take_queries();
   void backward_rule();
-  void add_open(const State::Open& d);
-  double inner(std::int64_t rows, const T* x, const T* y);
-  void store_keys(const Tensor& to, const T* transposed, T* target, bool add);
-  std::vector<Matrix<T>> import_adjoints(const State* state);
-  void export_adjoints(const std::vector<Matrix<T>>& adjoints, FinalState& to) const;
-
-  // Rows of the current head in open tokens (H, C, width).
-  T* open_rows(Buffer& x, std::int64_t width) const { return reinterpret_cast<T*>(x.data()) + h_ * C_ * width; }
+  void store_gates(const BackwardArgs& args, State::Open* open) const;
+  double inner(const T* x, const T* y) const;
+  std::vector<Adjoint<T>> import_adjoints(const State* state);
+  void export_adjoints(const std::vector<Adjoint<T>>& adjoints, FinalState& to) const;
 
   // The live states of `state`; the matrices of the first ones are left out.
   std::vector<Live<T>> import_state(const State* state, std::size_t left_out = 0) {
@@ -579,6 +597,8 @@ class Heads {
     T *qk, *kk;              // (n, n) lower triangles of Q K^T and K K^T
   };
   static constexpr std::size_t kPiecesTogether = 4;
+  // Of states that backward() recomputes together. Erasing is dear to repeat: there it pays to keep more.
+  static constexpr std::int64_t kSegmentBytes = std::int64_t{Rule::kErases ? 24 : 8} << 20;
   std::vector<Piece> pieces_;
 
   // The current piece.
@@ -598,11 +618,13 @@ class Heads {
   T *scales_, *scale_row_;                    // (n, Ls), (n)
   T *exponent_, *weight_, *found_;            // (n)
   T *from_block_, *to_block_end_;             // (n)
-  T *dout_, *doutt_, *vt_, *vct_;             // (n, V) (V, n) (V, n) (V, n)
+  T *dout_, *doutt_, *vt_, *uet_;             // (n, V) (V, n) (V, n) (V, n)
+  T *dq_, *dk_, *rows_, *dw_;                 // (n, K)
   T *dqet_, *dkt_, *dwt_, *qet_, *wt_, *x_;   // (K, n)
-  T *dv_, *due_, *u_, *y_, *z_, *scaled_;     // (n, V)
+  T *dv_, *due_, *y_, *scaled_;               // (n, V)
+  T *yt_, *zt_;                               // (V, n)
   T *dp_, *dqk_, *dtg_, *dmix_, *dkk_, *cc_;  // (n, n)
-  T *work_, *rows_, *dots_, *column_, *dscales_, *dbeta_, *products_;
+  T *work_, *dots_, *column_, *read_, *dscales_, *dbeta_;
 };
 
 }  // namespace HWY_NAMESPACE

@@ -27,13 +27,14 @@ void forward(const ForwardArgs& args, const Plan& plan, const Sequence& sequence
   });
 }
 
-void backward(const BackwardArgs& args, const Plan& plan, const Sequence& sequence, std::int64_t h, const State* dfinal,
-              const BackwardTarget& target, FinalState* dinitial) {
+void backward(const BackwardArgs& args, const Plan& plan, const Sequence& sequence, std::int64_t first,
+              std::int64_t last, const State* dfinal, const BackwardTarget& target, FinalState* dinitial) {
   with_rule(args.rule, [&]<class Rule>() {
     if (plan.sizes.state_dtype == DType::f64)
-      Heads<Rule, double>(args, plan, sequence, h, h + 1, {0, plan.sizes.V}).backward(args, dfinal, target, dinitial);
+      Heads<Rule, double>(args, plan, sequence, first, last, {0, plan.sizes.V})
+          .backward(args, dfinal, target, dinitial);
     else
-      Heads<Rule, float>(args, plan, sequence, h, h + 1, {0, plan.sizes.V}).backward(args, dfinal, target, dinitial);
+      Heads<Rule, float>(args, plan, sequence, first, last, {0, plan.sizes.V}).backward(args, dfinal, target, dinitial);
   });
 }
 
@@ -90,9 +91,9 @@ void forward_heads(const ForwardArgs& args, const Plan& plan, const Sequence& se
   trim_scratch();
 }
 
-void backward_head(const BackwardArgs& args, const Plan& plan, const Sequence& sequence, std::int64_t h,
-                   const State* dfinal, const BackwardTarget& target, FinalState* dinitial) {
-  HWY_DYNAMIC_DISPATCH(backward)(args, plan, sequence, h, dfinal, target, dinitial);
+void backward_heads(const BackwardArgs& args, const Plan& plan, const Sequence& sequence, std::int64_t first,
+                    std::int64_t last, const State* dfinal, const BackwardTarget& target, FinalState* dinitial) {
+  HWY_DYNAMIC_DISPATCH(backward)(args, plan, sequence, first, last, dfinal, target, dinitial);
   trim_scratch();
 }
 

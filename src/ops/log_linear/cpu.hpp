@@ -40,11 +40,10 @@ void forward_heads(const ForwardArgs& args, const Plan& plan, const Sequence& se
 struct BackwardTarget {
   void* dq = nullptr;  // null: write straight into args.dq and args.dk
   void* dk = nullptr;
-  bool add = false;  // to what is there (a later head of the range)
 };
-// dfinal: null for zero. dinitial: null when not wanted.
-void backward_head(const BackwardArgs& args, const Plan& plan, const Sequence& sequence, std::int64_t h,
-                   const State* dfinal, const BackwardTarget& target, FinalState* dinitial);
+// Heads as in forward_heads. dfinal: null for zero. dinitial: null when not wanted.
+void backward_heads(const BackwardArgs& args, const Plan& plan, const Sequence& sequence, std::int64_t first,
+                    std::int64_t last, const State* dfinal, const BackwardTarget& target, FinalState* dinitial);
 
 // Folds the full chunk of open tokens of sequence.initial into slots: heads [first, last) of one group. The matrices of
 // the final slots may be those of the initial ones.

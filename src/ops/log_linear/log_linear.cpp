@@ -204,22 +204,22 @@ void backward_checked(const BackwardArgs& args) {
   const Sizes& s = plan.sizes;
   const std::int64_t N = static_cast<std::int64_t>(plan.sequences.size());
   std::vector<cpu::FinalState> dinitials;
-  bool any_open = false;
   for (const Sequence& sequence : plan.sequences) {
-    any_open = any_open || sequence.open > 0;
-    if (args.dinitial_state.empty()) continue;
+    if (args.dinitial_state.empty()) break;
     cpu::FinalState d;
     d.slots = slots_for(s, sequence, live_slots(sequence, s.L, 0), true);
     if (sequence.open > 0) d.open = sequence.initial->new_open(s.G);
     dinitials.push_back(std::move(d));
   }
 
-  // dq and dk of a group are sums over its heads. A range of heads adds up in a buffer of its own, ranges are added in
-  // order: the cut depends on the shapes alone, so the sum does not depend on the number of threads.
+  // dq and dk of a group are sums over its heads. A range of heads adds up in its scratch memory, ranges write a buffer
+  // each and are added in order: the cut depends on the shapes alone, so the sum does not depend on the number of
+  // threads.
   const std::int64_t heads = s.H / s.G;
-  const std::int64_t per_range = (heads + 7) / 8, ranges = (heads + per_range - 1) / per_range;
+  const std::int64_t per_range = std::min(heads, std::max<std::int64_t>(4, (heads + 7) / 8)),
+                     ranges = (heads + per_range - 1) / per_range;
   const std::size_t element = size_of(s.state_dtype);
-  const bool direct = heads == 1 && !any_open;
+  const bool direct = ranges == 1;
   std::int64_t rows = 0;
   std::vector<std::int64_t> first_row;  // of each sequence in a buffer
   for (const Sequence& sequence : plan.sequences) {
@@ -227,24 +227,23 @@ void backward_checked(const BackwardArgs& args) {
     rows += sequence.open + sequence.tokens;
   }
   const std::int64_t buffer_size = direct ? 0 : rows * s.K;
-  std::vector<std::byte> dq(s.G * ranges * buffer_size * element), dk(dq.size());
+  Buffer dq(static_cast<std::size_t>(s.G * ranges * buffer_size) * element), dk(dq.size());
   parallel_for(N * s.G * ranges, threads_for(args.threads, 3 * work_of(plan)), [&](std::int64_t i) {
     const std::int64_t n = i / (s.G * ranges), group = i / ranges % s.G, range = i % ranges;
     const std::int64_t first = group * heads + range * per_range,
                        last = std::min(first + per_range, (group + 1) * heads);
     const std::size_t at = ((group * ranges + range) * buffer_size + first_row[n] * s.K) * element;
-    for (std::int64_t h = first; h < last; ++h) {
-      cpu::BackwardTarget target;
-      if (!direct) target = {dq.data() + at, dk.data() + at, h > first};
-      cpu::backward_head(args, plan, plan.sequences[n], h, args.dfinal_state.empty() ? nullptr : &args.dfinal_state[n],
-                         target, dinitials.empty() ? nullptr : &dinitials[n]);
-    }
+    cpu::BackwardTarget target;
+    if (!direct) target = {dq.data() + at, dk.data() + at};
+    cpu::backward_heads(args, plan, plan.sequences[n], first, last,
+                        args.dfinal_state.empty() ? nullptr : &args.dfinal_state[n], target,
+                        dinitials.empty() ? nullptr : &dinitials[n]);
   });
   if (!direct) {
     const std::vector<Buffer*> nowhere(N, nullptr);
     std::vector<Buffer*> opens = nowhere;
     for (std::size_t n = 0; n < dinitials.size(); ++n) opens[n] = dinitials[n].open ? &dinitials[n].open->k : nullptr;
-    const auto sum = [&](const std::vector<std::byte>& from, const Tensor& to, const std::vector<Buffer*>& open) {
+    const auto sum = [&](const Buffer& from, const Tensor& to, const std::vector<Buffer*>& open) {
       s.state_dtype == DType::f64 ? sum_ranges<double>(args, plan, ranges, rows, from.data(), to, open)
                                   : sum_ranges<float>(args, plan, ranges, rows, from.data(), to, open);
     };
