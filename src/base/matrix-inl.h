@@ -112,19 +112,20 @@ HWY_INLINE void product_tile(std::int64_t m, std::int64_t K, const T* HWY_RESTRI
   if (e.part == Part::lower_a) product_diagonal<true>(a + m * a_col, a_row, a_col, b + m * ldb, ldb, sum);
 
   c += m * ldc;
+  const auto store = [&]<bool kAdd>() HWY_ATTR {
+    const Vec beta = hn::Set(d, e.beta);
 #pragma GCC unroll 8
-  for (int r = 0; r < Rows; ++r) {
-    const Vec scale = hn::Set(d, e.row_scale ? e.alpha * e.row_scale[m + r] : e.alpha);
+    for (int r = 0; r < Rows; ++r) {
+      const Vec scale = hn::Set(d, e.row_scale ? e.alpha * e.row_scale[m + r] : e.alpha);
 #pragma GCC unroll 4
-    for (int j = 0; j < Vectors; ++j) {
-      T* to = c + r * ldc + j * N;
-      const Vec value = hn::Mul(scale, sum[r][j]);
-      if (e.beta == T(0))
-        hn::StoreU(value, d, to);
-      else
-        hn::StoreU(hn::MulAdd(hn::Set(d, e.beta), hn::LoadU(d, to), value), d, to);
+      for (int j = 0; j < Vectors; ++j) {
+        T* to = c + r * ldc + j * N;
+        const Vec value = hn::Mul(scale, sum[r][j]);
+        hn::StoreU(kAdd ? hn::MulAdd(beta, hn::LoadU(d, to), value) : value, d, to);
+      }
     }
-  }
+  };
+  e.beta == T(0) ? store.template operator()<false>() : store.template operator()<true>();
 }
 
 // Rows [m, m + rows) of C, columns [n, n + Vectors * lanes).
