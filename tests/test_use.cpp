@@ -209,14 +209,15 @@ TEST_F(Use, InspectShowsCheckpointsStatesAndTensors) {
   EXPECT_EQ(report.at("bytes"), 4 * parameters);
 
   const std::string state = (scratch_ / "state").string();
-  text_of({"--prompt", "123456789", "--max-tokens", "0", "--state-save", state});  // and the separator: position 10
+  // With the separator 90 tokens: two full chunks of 32 and the rest.
+  text_of({"--prompt", std::string(89, '7'), "--max-tokens", "0", "--state-save", state});
   report = inspect({state});
   EXPECT_EQ(report.at("kind"), "context");
   EXPECT_EQ(report.at("rule"), "scalar_decay");
-  EXPECT_EQ(report.at("position"), 10);
-  EXPECT_EQ(report.at("live_slots"), nlohmann::json::parse(R"([{"bit": 3, "first": 0, "tokens": 8},
-                                                               {"bit": 1, "first": 8, "tokens": 2}])"));
-  EXPECT_GT(report.at("state_bytes"), 2 * 2 * 2 * 16 * 16 * 4);  // layers, slots, heads, K, V
+  EXPECT_EQ(report.at("position"), 90);
+  EXPECT_EQ(report.at("live_slots"), nlohmann::json::parse(R"([{"bit": 6, "first": 0, "tokens": 64}])"));
+  EXPECT_EQ(report.at("open_tokens"), 26);
+  EXPECT_GT(report.at("state_bytes"), 2 * 2 * 16 * 16 * 4);  // layers, heads, K, V
 
   const std::string golden = std::string(LOGLINEAR_GOLDEN_DIR) + "/gated_delta_T3.safetensors";
   report = inspect({golden, "--stats"});

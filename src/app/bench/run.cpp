@@ -125,7 +125,10 @@ class Run {
       started(name_of_case(item.c, item.form));
       item.c.resident_before = resident;
       try {
-        add(item.measure(item.c));
+        Row row = item.measure(item.c);
+        // A machine that others use as well is not equally fast all the time: the most that it did so far in this run.
+        peaks_.fma = std::max(peaks_.fma, measure_fma_peak(peaks_.threads, s_.dtype, std::min(s_.seconds, 0.1)));
+        add(std::move(row));
       } catch (const WrongResult& wrong) {
         ++outcome_.wrong;
         if (hooks_.wrong) hooks_.wrong(name_of_case(item.c, item.form) + ": the result is wrong: " + wrong.what());
