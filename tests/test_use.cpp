@@ -259,6 +259,7 @@ TEST_F(Use, DemoGoesFromATextToAContinuation) {
   EXPECT_GT(report.at("order2_bits_per_byte"), 0);
   EXPECT_GT(report.at("held_out_bytes"), 0);
   EXPECT_GT(report.at("state_bytes"), 0);
+  EXPECT_EQ(report.at("state_bytes"), report.at("state_bytes_counted"));
   EXPECT_GT(report.at("transformer_bytes"), 0);
   EXPECT_TRUE(io::is_utf8(report.at("continuation").get<std::string>()));
   const std::string checkpoint = report.at("checkpoint");

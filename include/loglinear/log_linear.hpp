@@ -4,10 +4,9 @@
 //   out_t = sum over s <= t of  level_scales[t, level(t, s)] * ( q_t^T  A_t A_{t-1} ... A_{s+1}  w_s ) v_s
 //   level(t, s) = min(bit_width(t XOR s), L - 1)          positions are absolute and count from 0
 //
-//   rule          A_t                                        w_s
-//   scalar_decay  exp(g_t) I                                 k_s           log-linear Mamba-2; L = 1 with scales 1 is
-//   Mamba-2 gated_delta   exp(g_t) (I - beta_t k_t k_t^T)            beta_s k_s    log-linear Gated DeltaNet; k should
-//   have unit length
+//   rule          A_t                               w_s
+//   scalar_decay  exp(g_t) I                        k_s         log-linear Mamba-2; with L = 1 and scales 1 Mamba-2
+//   gated_delta   exp(g_t) (I - beta_t k_t k_t^T)   beta_s k_s  log-linear Gated DeltaNet; k should have unit length
 //
 // Shapes: B batch, T tokens, G query/key groups, H heads (G divides H; head h uses group h / (H / G)), K key width, V
 // value width, L levels. Types: q, k, v, out and their gradients share one dtype, f32, bf16 or f64. g, beta,
@@ -20,6 +19,10 @@
 // Variable length: cu_seqlens = {0, n1, n1 + n2, ...} with B = 1 packs N sequences along T; empty sequences are
 // allowed. Without it there are N = B sequences of T tokens. The result for each sequence is bit-equal to a separate
 // call.
+//
+// Cuts: a sequence read in several calls, cut anywhere, gives the same bits as in one (forward); decoding steps leave
+// the same bits in the state's matrices. Blocks of tokens that are read through the last of L levels are kept as one,
+// so a state can go on with the L that it was made with or with fewer.
 //
 // Determinism: the same bits from run to run and for any number of threads. A NaN or infinity in one sequence or head
 // leaves the others bit-equal (through q and k it reaches the heads of its group). Nothing is printed. Errors are
@@ -53,12 +56,16 @@ struct ForwardArgs {
   std::span<const State> initial_state;      // empty (all sequences start at position 0), or (N)
   std::span<State> final_state;              // empty, or (N), replaced; may be the same objects as initial_state
   PastLast past_last = PastLast::share;
-  int chunk = 0;    // tokens per chunk, a power of two up to 256; 0: chosen from rule, K and V. Changes rounding only
+  // Tokens per chunk, a power of two up to 256; 0: that of the initial state, or default_chunk(K, V). Error when the
+  // initial state has another. Changes rounding and what a state keeps open.
+  int chunk = 0;
   int threads = 0;  // 0: what OpenMP would use
 };
 
-// Time O(T log T), memory O(threads * K * V * log T) beyond the arguments. Checks that g <= 0 and is not NaN are the
-// caller's: a positive g is computed as if it were the definition as long as nothing overflows.
+// Time O(T log T), memory O(threads * K * V * log T) beyond the arguments. Heads and sequences are spread over the
+// threads, and where there are fewer of them, columns of the values. A final state keeps allow_rollback() of the
+// initial one. Checks that g <= 0 and is not NaN are the caller's: a positive g is computed as if it were the
+// definition as long as nothing overflows.
 void forward(const ForwardArgs& args);
 
 struct BackwardArgs {
@@ -74,8 +81,8 @@ struct BackwardArgs {
 
   std::span<const std::int64_t> cu_seqlens;
   std::span<const State> initial_state;  // as given to forward
-  // Gradients of states are taken in the dense matrices (State::dense) and are themselves States: same slots, decays
-  // zero.
+  // Gradients of states are taken in what they hold, the dense matrices (State::dense) and the open tokens, and are
+  // themselves States: same slots, decays zero, the gradient of an open token's k, v, g, beta in its place.
   std::span<const State> dfinal_state;  // empty (zero), or (N) at the final positions
   std::span<State> dinitial_state;      // empty, or (N), replaced
   PastLast past_last = PastLast::share;
@@ -83,8 +90,9 @@ struct BackwardArgs {
   int threads = 0;
 };
 
-// Recomputes the states from checkpoints instead of keeping them: memory O(sqrt(T) log T) states a head, and (when G <
-// H) a copy of dq and dk for every eight ranges of heads.
+// Recomputes the states from checkpoints instead of keeping them: memory O(sqrt(T) log T) states a head, and (when H /
+// G > 4) a copy of dq and dk for every range of heads, at most eight. Ranges of heads and sequences are spread over the
+// threads.
 void backward(const BackwardArgs& args);
 
 struct StepArgs {
@@ -100,8 +108,10 @@ struct StepArgs {
   int threads = 0;
 };
 
-// One token for each of B sequences. Reads the popcount(position) live states; scalar decay writes O(1) of them
-// amortised.
+// One token for each of B sequences, which may be at different positions. Reads the live states, at most
+// popcount(position / chunk), and the tokens of the open chunk, and writes none of them; every chunk-th token folds its
+// chunk into the states (docs/algorithm.md, section 4.1). Takes no memory once as large a step was made, but for the
+// matrices by which a state itself grows, and a copy of the open tokens when a fork shares them.
 void step(const StepArgs& args);
 
 }  // namespace loglinear::log_linear

@@ -270,17 +270,29 @@ void Demo::talk() {
   const Generation text = generate(*model_, context, settings, false, {hooks_.print, hooks_.interrupted});
   const double rate = static_cast<double>(text.tokens.size()) / (monotonic_seconds() - begin);
 
-  const int live = std::popcount(static_cast<std::uint64_t>(position));
+  // A layer keeps a matrix a head for every set bit of the full chunks, those read through the last level as one, and
+  // the tokens of the open chunk: grown in known ways, so that the size at any position is known.
+  const nn::ModelConfig& config = model_->config();
+  const std::int64_t chunk = default_chunk(config.key_width, config.value_width);
+  const std::int64_t last =
+      std::max<std::int64_t>(chunk, std::int64_t{1} << std::clamp<std::int64_t>(config.num_levels - 2, 0, 62));
+  const auto live_at = [&](std::int64_t at) {
+    return std::popcount(static_cast<std::uint64_t>(at % last / chunk)) + (at >= last ? 1 : 0);
+  };
+  const std::int64_t H = config.num_heads, matrix = H * (config.key_width * config.value_width * 4 + 8),
+                     token = 4 * (config.num_groups * config.key_width + H * config.value_width + H);
+  const auto bytes_at = [&](std::int64_t at) {
+    return static_cast<double>(model_->new_state().bytes()) +
+           static_cast<double>(config.num_layers * (live_at(at) * matrix + at % chunk * token));
+  };
+  const int live = live_at(position);
   const std::size_t cache = transformer_bytes(model_->config(), prompt, static_cast<int>(s_.threads));
-  say("\n\nstate       at position {}: {} in {} live matrices a head (set bits of {})", position,
-      mebibytes(static_cast<double>(state)), live, position);
+  say("\n\nstate       at position {}: {} in {} live matrices a head (set bits of {} / {}) and {} open tokens",
+      position, mebibytes(static_cast<double>(state)), live, position, chunk, position % chunk);
   say("            keys and values of a Transformer of the same width and depth: {}",
       mebibytes(static_cast<double>(cache)));
-  // Both grow in known ways: one matrix a head for every set bit, one key and value a head for every byte.
-  const double fixed = static_cast<double>(model_->new_state().bytes());
-  const double matrix = (static_cast<double>(state) - fixed) / live;
   const std::int64_t far = (1 << 20) - 1;  // all bits set: the most
-  say("            at position {}: {} against {}", far, mebibytes(fixed + 20 * matrix),
+  say("            at position {}: {} against {}", far, mebibytes(bytes_at(far)),
       mebibytes(static_cast<double>(cache) / static_cast<double>(position) * static_cast<double>(far)));
   say("\ntry         loglinear generate {} --prompt 'Your text'", checkpoint_);
   report_["prompt"] = io::replace_malformed(prompt);
@@ -288,7 +300,9 @@ void Demo::talk() {
   report_["tokens_per_second"] = rate;
   report_["position"] = position;
   report_["state_bytes"] = state;
+  report_["state_bytes_counted"] = bytes_at(position);
   report_["live_blocks"] = live;
+  report_["open_tokens"] = position % chunk;
   report_["transformer_bytes"] = cache;
 }
 

@@ -22,7 +22,7 @@ constexpr Key kKeys[] = {{'B', &Shape::B, 1 << 16}, {'T', &Shape::T, 1 << 26}, {
                          {'L', &Shape::L, 64}};
 
 // Tokens in a chunk that useful work is counted with: what the library would choose by itself.
-double counted_chunk(const Shape& s) { return s.K * s.V >= 192 * 256 ? 128 : s.K * s.V < 32 * 32 ? 32 : 64; }
+double counted_chunk(const Shape& s) { return default_chunk(s.K, s.V); }
 
 // Set bits of 0 .. n - 1 on average.
 double mean_popcount(std::int64_t n) {

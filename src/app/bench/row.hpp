@@ -10,6 +10,7 @@
 
 #include "base/machine.hpp"
 #include "loglinear/rule.hpp"
+#include "loglinear/state.hpp"
 #include "loglinear/tensor.hpp"
 
 namespace loglinear::app::bench {
