@@ -26,7 +26,8 @@ Buffer::Buffer(const Buffer& other) : Buffer(other.size_) {
 
 int default_chunk(std::int64_t key_width, std::int64_t value_width) {
   // A chunk costs C (K + V) / 2 a token inside and K V log2(T / C) / 2 across: wide heads are worth longer chunks.
-  return key_width * value_width >= 192 * 256 ? 128 : key_width * value_width < 32 * 32 ? 32 : 64;
+  const double size = static_cast<double>(key_width) * static_cast<double>(value_width);
+  return size >= 192 * 256 ? 128 : size < 32 * 32 ? 32 : 64;
 }
 
 State::State(Rule rule, std::int64_t heads, std::int64_t key_width, std::int64_t value_width, DType dtype, int chunk)
