@@ -10,7 +10,6 @@
 #define LOGLINEAR_BASE_MATRIX_INL_H_
 #endif
 
-#include <hwy/contrib/math/math-inl.h>
 #include <hwy/highway.h>
 
 #include <algorithm>

@@ -2,13 +2,12 @@
 #define HWY_TARGET_INCLUDE "base/vector_math.cpp"
 #include <hwy/foreach_target.h>  // includes this file once more for every instruction set
 #include <hwy/highway.h>
-// Below highway.h: it must follow the instruction set.
-#include <hwy/contrib/math/math-inl.h>
 
 #include <cstring>
 #include <limits>
 
 #include "base/cpu_features.hpp"
+#include "base/exp-inl.h"
 #include "base/vector_math.hpp"
 
 #ifndef LOGLINEAR_VECTOR_MATH_TABLE
@@ -47,6 +46,7 @@ namespace loglinear::vec::HWY_NAMESPACE {
 namespace {
 
 namespace hn = hwy::HWY_NAMESPACE;
+using loglinear::HWY_NAMESPACE::exp_or_nan;
 
 // The last n < Lanes(d) elements, the other lanes filled with `fill`: nothing beyond the array is touched.
 template <class D, class T>
@@ -79,16 +79,10 @@ HWY_ATTR hn::TFromD<D> sum_lanes(D d, hn::Vec<D> v) {
   return hn::GetLane(hn::SumOfLanes(d, v));
 }
 
-// exp for x <= 0 or NaN. (Highway's gives 0 for NaN.)
-template <class D, class V = hn::Vec<D>>
-HWY_ATTR HWY_INLINE V exp_nonpositive(D d, V x) {
-  return hn::IfThenElse(hn::Eq(x, x), hn::Exp(d, x), x);
-}
-
 // sigmoid(x), and sigmoid(-x) without cancellation, from the exponential of -|x| alone.
 template <class D, class V = hn::Vec<D>>
 HWY_ATTR HWY_INLINE V sigmoid_both(D d, V x, V& complement) {
-  const V e = exp_nonpositive(d, hn::Neg(hn::Abs(x)));
+  const V e = exp_or_nan(d, hn::Neg(hn::Abs(x)));
   const V one = hn::Set(d, hn::TFromD<D>(1));
   const V large = hn::Div(one, hn::Add(one, e)), small = hn::Mul(e, large);
   const auto negative = hn::Lt(x, hn::Zero(d));
@@ -115,7 +109,7 @@ struct Sigmoid {
 struct Softplus {
   template <class D, class V>
   HWY_ATTR HWY_INLINE V operator()(D d, V x) const {
-    const V e = exp_nonpositive(d, hn::Neg(hn::Abs(x)));
+    const V e = exp_or_nan(d, hn::Neg(hn::Abs(x)));
     const V y = hn::Add(hn::Max(x, hn::Zero(d)), hn::Log1p(d, e));
     // True for y only when x is a number up to 20; NaN passes through.
     return hn::IfThenElse(hn::Le(x, hn::Set(d, hn::TFromD<D>(20))), y, x);
@@ -272,14 +266,14 @@ HWY_ATTR T exp_sum(std::int64_t count, const T* x, T shift, T* y) {
   auto sum = hn::Zero(d);
   std::size_t i = 0;
   for (; i + lanes <= n; i += lanes) {
-    const auto e = exp_nonpositive(d, hn::Sub(hn::LoadU(d, x + i), vshift));
+    const auto e = exp_or_nan(d, hn::Sub(hn::LoadU(d, x + i), vshift));
     if (y) hn::StoreU(e, d, y + i);
     sum = hn::Add(sum, e);
   }
   if (i < n) {
     const T lowest = -std::numeric_limits<T>::infinity();
     const auto valid = hn::FirstN(d, n - i);
-    const auto e = hn::IfThenElseZero(valid, exp_nonpositive(d, hn::Sub(load_tail(d, x + i, n - i, lowest), vshift)));
+    const auto e = hn::IfThenElseZero(valid, exp_or_nan(d, hn::Sub(load_tail(d, x + i, n - i, lowest), vshift)));
     if (y) store_tail(e, d, y + i, n - i);
     sum = hn::Add(sum, e);
   }

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/exp-inl.h"
 #include "base/matrix-inl.h"
 #include "base/padding.hpp"
 #include "base/pool.hpp"
@@ -40,14 +41,13 @@ using log_linear::cpu::FinalState;
 // Levels past this one do not exist: positions have 62 bits.
 inline constexpr std::int64_t kMaxLevels = 64;
 
-// y = exp(x), whole vectors. Highway's exponential makes 0 of a NaN: keep the NaN.
+// y = exp(x), whole vectors.
 template <class T>
 HWY_INLINE void exp_all(std::int64_t n, const T* x, T* y) {
   const Lanes<T> d;
   const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
   for (std::int64_t i = 0; i < n; i += N) {
-    const auto v = hn::LoadU(d, x + i);
-    hn::StoreU(hn::IfThenElse(hn::Eq(v, v), hn::Exp(d, v), v), d, y + i);
+    hn::StoreU(exp_or_nan(d, hn::LoadU(d, x + i)), d, y + i);
   }
 }
 

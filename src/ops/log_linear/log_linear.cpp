@@ -216,7 +216,7 @@ void backward_checked(const BackwardArgs& args) {
   // each and are added in order: the cut depends on the shapes alone, so the sum does not depend on the number of
   // threads.
   const std::int64_t heads = s.H / s.G;
-  const std::int64_t per_range = std::min(heads, std::max<std::int64_t>(4, (heads + 7) / 8)),
+  const std::int64_t per_range = std::min(heads, std::max<std::int64_t>(2, (heads + 7) / 8)),
                      ranges = (heads + per_range - 1) / per_range;
   const std::size_t element = size_of(s.state_dtype);
   const bool direct = ranges == 1;
