@@ -117,6 +117,15 @@ TEST(Bench, AnEarlierRunThatCannotBeRead) {
   }
 }
 
+// Also where a call is so short that it begins with the empty state.
+TEST(Bench, AnyChunk) {
+  for (const char* what : {"op", "step"}) {
+    const Outcome outcome = bench({what, "--shape", "T=30,H=2,K=8,V=8", "--chunk", "16", "--json"});
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+    for (const auto& row : nlohmann::json::parse(outcome.out)) EXPECT_EQ(row["chunk"], 16);
+  }
+}
+
 TEST(Bench, MoreThanTheMachineHolds) {
   EXPECT_EQ(not_one_clear_line(bench({"op", "--shape", "T=67108864,H=4096,K=4096"}), 1), "");
 }

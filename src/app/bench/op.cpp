@@ -309,7 +309,7 @@ std::vector<State> states_before_last(const OpCase& c, log_linear::ForwardArgs a
   const Shape& s = c.shape;
   const DType dtype = c.dtype == DType::f64 ? DType::f64 : DType::f32;
   std::vector<State> states;
-  for (std::int64_t b = 0; b < s.B; ++b) states.emplace_back(c.rule, s.H, s.K, s.V, dtype);
+  for (std::int64_t b = 0; b < s.B; ++b) states.emplace_back(c.rule, s.H, s.K, s.V, dtype, c.chunk);
   if (last == s.T) return states;
   a = on_tokens(a, 0, s.T - last);
   a.final_state = states;
@@ -392,7 +392,7 @@ State state_at(const OpCase& c, DType dtype, std::int64_t b) {
     fill(matrix, s.H * s.K * s.V, c.seed, 100 + 64 * static_cast<std::uint64_t>(b) + matrices.size(),
          [](double u) { return u - 0.5; });
   }
-  return State::from_dense(c.rule, s.H, s.K, s.V, dtype, c.position, matrices);
+  return State::from_dense(c.rule, s.H, s.K, s.V, dtype, c.position, matrices, c.chunk);
 }
 
 std::vector<State> states_at(const OpCase& c, DType dtype, std::int64_t count) {
