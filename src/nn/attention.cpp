@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "loglinear/bias.hpp"
+#include "loglinear/flash_attention.hpp"
 #include "loglinear/rotary.hpp"
-#include "loglinear/softmax_attention.hpp"
 #include "nn/mixer.hpp"
 #include "nn/projection.hpp"
 
@@ -55,8 +55,8 @@ class Attention final : public Mixer<T> {
     if (pass.state) {
       attend_to_cache(pass);
     } else {
-      softmax_attention_forward<T>(sequences(pass), shape(), qkv_, R, qkv_ + k_at_, R, qkv_ + v_at_, R, o_, D_,
-                                   log_sums_, pass.threads);
+      flash_attention_forward<T>(sequences(pass), shape(), qkv_, R, qkv_ + k_at_, R, qkv_ + v_at_, R, o_, D_, log_sums_,
+                                 pass.threads);
     }
     out_proj_.forward(N, o_, T{1}, out, pass.threads);
   }
@@ -68,8 +68,8 @@ class Attention final : public Mixer<T> {
     T* do_ = pass.scratch->template take<T>(N * D_);
     out_proj_.backward_weight(N, o_, dout, pass.threads);
     out_proj_.backward_input(N, dout, do_, pass.threads);
-    softmax_attention_backward<T>(sequences(pass), shape(), qkv_, R, qkv_ + k_at_, R, qkv_ + v_at_, R, o_, D_,
-                                  log_sums_, do_, D_, dqkv, R, dqkv + k_at_, R, dqkv + v_at_, R, pass.threads);
+    flash_attention_backward<T>(sequences(pass), shape(), qkv_, R, qkv_ + k_at_, R, qkv_ + v_at_, R, o_, D_, log_sums_,
+                                do_, D_, dqkv, R, dqkv + k_at_, R, dqkv + v_at_, R, pass.threads);
     rotary(Rotation::inverse, pass.cu_seqlens, {}, H_, width_, config_.rope_theta, dqkv, R, dqkv, R, pass.threads);
     rotary(Rotation::inverse, pass.cu_seqlens, {}, config_.kv_heads, width_, config_.rope_theta, dqkv + k_at_, R,
            dqkv + k_at_, R, pass.threads);
@@ -116,8 +116,8 @@ class Attention final : public Mixer<T> {
     }
     const std::int64_t rows = static_cast<std::int64_t>(state.keys.size()) / kv_;
     const AttentionSequence sequence{0, N, 0, rows};
-    softmax_attention_forward<T>({&sequence, 1}, shape(), qkv_, R, state.keys.data(), kv_, state.values.data(), kv_, o_,
-                                 D_, nullptr, pass.threads);
+    flash_attention_forward<T>({&sequence, 1}, shape(), qkv_, R, state.keys.data(), kv_, state.values.data(), kv_, o_,
+                               D_, nullptr, pass.threads);
     if (state.window > 0 && rows > state.window)
       for (std::vector<T>* cache : {&state.keys, &state.values})
         cache->erase(cache->begin(), cache->begin() + (rows - state.window) * kv_);

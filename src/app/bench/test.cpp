@@ -331,7 +331,7 @@ TEST(Models, StepAndGeneration) {
     for (const char* name : {"matmul", "rms_norm", "swiglu", "adamw", "embedding", "cross_entropy", "rest"})
       EXPECT_EQ(names.count(name), 1u) << name;
     EXPECT_EQ(names.count("log_linear"), family == std::string("transformer") ? 0u : 1u);
-    EXPECT_EQ(names.count("softmax_attention"), family == std::string("transformer") ? 1u : 0u);
+    EXPECT_EQ(names.count("flash_attention"), family == std::string("transformer") ? 1u : 0u);
   }
 }
 

@@ -1,126 +1,68 @@
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
-#include "loglinear/softmax_attention.hpp"
-#include "op_testing.hpp"
+#include "attention_testing.hpp"
+#include "loglinear/flash_attention.hpp"
 
 namespace loglinear::testing {
 namespace {
 
-using Sequences = std::vector<AttentionSequence>;
-
-Sequences packed(const std::vector<std::int64_t>& lengths) {
-  Sequences sequences;
-  std::int64_t at = 0;
-  for (std::int64_t n : lengths) sequences.push_back({at, n, at, n}), at += n;
-  return sequences;
-}
-
-AttentionShape shape_of(std::int64_t H, std::int64_t G, std::int64_t K, std::int64_t V, std::int64_t window = 0,
-                        double scale = 0) {
-  AttentionShape shape;
-  shape.heads = H, shape.kv_heads = G, shape.key_width = K, shape.value_width = V, shape.window = window;
-  shape.scale = scale;
-  return shape;
-}
-
 template <class T>
-struct Problem {
-  Sequences sequences;
-  AttentionShape shape;
-  std::int64_t q_rows = 0, k_rows = 0;
-  Grid<T> q, k, v, dout;
+struct Problem : AttentionProblem<T> {
+  using AttentionProblem<T>::AttentionProblem, AttentionProblem<T>::sequences, AttentionProblem<T>::shape;
+  using AttentionProblem<T>::q, AttentionProblem<T>::k, AttentionProblem<T>::v, AttentionProblem<T>::dout;
 
-  Problem(Sequences sequences_, AttentionShape shape_, std::int64_t padding = 0)
-      : sequences(std::move(sequences_)), shape(shape_) {
-    for (const auto& s : sequences) {
-      q_rows = std::max(q_rows, s.q_begin + s.q_count);
-      k_rows = std::max(k_rows, s.k_begin + s.k_count);
-    }
-    q = Grid<T>(q_rows, shape.heads * shape.key_width, padding);
-    k = Grid<T>(k_rows, shape.kv_heads * shape.key_width, padding + 1);
-    v = Grid<T>(k_rows, shape.kv_heads * shape.value_width, padding);
-    dout = Grid<T>(q_rows, shape.heads * shape.value_width, padding);
-    Random random(19, static_cast<std::uint64_t>(q_rows));
-    q.fill(random, -2, 2), k.fill(random, -2, 2), v.fill(random), dout.fill(random);
-  }
-  struct Output {
-    Grid<T> out, log_sums;
-  };
-  Output forward(int threads = 0) const {
-    Output o{Grid<T>(q_rows, shape.heads * shape.value_width, 2), Grid<T>(q_rows, shape.heads)};
-    softmax_attention_forward<T>(sequences, shape, q.ptr(), q.stride, k.ptr(), k.stride, v.ptr(), v.stride, o.out.ptr(),
-                                 o.out.stride, o.log_sums.ptr(), threads);
+  auto forward(int threads = 0) const {
+    auto o = this->new_output();
+    flash_attention_forward<T>(sequences, shape, q.ptr(), q.stride, k.ptr(), k.stride, v.ptr(), v.stride, o.out.ptr(),
+                               o.out.stride, o.log_sums.ptr(), threads);
     return o;
   }
-  struct Gradients {
-    Grid<T> dq, dk, dv;
-  };
-  Gradients backward(int threads = 0) const {
-    const Output o = forward(threads);
-    Gradients g{Grid<T>(q_rows, q.width, 1), Grid<T>(k_rows, k.width, 2), Grid<T>(k_rows, v.width, 3)};
-    softmax_attention_backward<T>(sequences, shape, q.ptr(), q.stride, k.ptr(), k.stride, v.ptr(), v.stride,
-                                  o.out.ptr(), o.out.stride, o.log_sums.ptr(), dout.ptr(), dout.stride, g.dq.ptr(),
-                                  g.dq.stride, g.dk.ptr(), g.dk.stride, g.dv.ptr(), g.dv.stride, threads);
+  auto backward(int threads = 0) const {
+    const auto o = forward(threads);
+    auto g = this->new_gradients();
+    flash_attention_backward<T>(sequences, shape, q.ptr(), q.stride, k.ptr(), k.stride, v.ptr(), v.stride, o.out.ptr(),
+                                o.out.stride, o.log_sums.ptr(), dout.ptr(), dout.stride, g.dq.ptr(), g.dq.stride,
+                                g.dk.ptr(), g.dk.stride, g.dv.ptr(), g.dv.stride, threads);
     return g;
   }
-  Grid<double> definition() const {
-    const auto [H, G, K, V, given, window] = shape;
-    const double scale = given > 0 ? given : 1 / std::sqrt(static_cast<double>(K));
-    Grid<double> out(q_rows, H * V);
-    for (const auto& s : sequences)
-      for (std::int64_t i = 0; i < s.q_count; ++i)
-        for (std::int64_t h = 0; h < H; ++h) {
-          const std::int64_t position = s.k_count - s.q_count + i, group = h / (H / G), n = s.q_begin + i;
-          const std::int64_t oldest = window > 0 ? std::max<std::int64_t>(0, position - window + 1) : 0;
-          std::vector<double> weights;
-          double sum = 0;
-          for (std::int64_t t = oldest; t <= position; ++t) {
-            double score = 0;
-            for (std::int64_t c = 0; c < K; ++c)
-              score += static_cast<double>(q(n, h * K + c)) * k(s.k_begin + t, group * K + c);
-            weights.push_back(std::exp(scale * score));
-            sum += weights.back();
-          }
-          for (std::int64_t c = 0; c < V; ++c) {
-            double value = 0;
-            for (std::int64_t t = oldest; t <= position; ++t)
-              value += weights[static_cast<std::size_t>(t - oldest)] / sum * v(s.k_begin + t, group * V + c);
-            out(n, h * V + c) = value;
-          }
-        }
-    return out;
-  }
+  auto definition() const { return AttentionProblem<T>::definition(seen_by(shape)); }
 };
 
 template <class T>
-class SoftmaxAttention : public ::testing::Test {};
-TYPED_TEST_SUITE(SoftmaxAttention, Floats);
+class FlashAttention : public ::testing::Test {};
+TYPED_TEST_SUITE(FlashAttention, Floats);
 
-TYPED_TEST(SoftmaxAttention, definition) {
+TYPED_TEST(FlashAttention, definition) {
   using T = TypeParam;
-  for (std::int64_t window : {0, 1, 3, 64, 100, 1000})
-    for (const Sequences& sequences :
-         {Sequences{}, packed({0}), packed({1}), packed({63, 64, 0, 65}), packed({2, 129, 200})}) {
-      const Problem<T> p(sequences, shape_of(4, 2, 7, 5, window), 3);
-      expect_close(p.forward().out, p.definition(), 8 * kBound<T>, "out");
-    }
+  for (bool causal : {true, false})
+    for (std::int64_t window : {0, 1, 3, 64, 100, 1000})
+      for (const Sequences& sequences :
+           {Sequences{}, packed({0}), packed({1}), packed({63, 64, 0, 65}), packed({2, 129, 200})}) {
+        const Problem<T> p(sequences, shape_of(4, 2, 7, 5, window, 0, causal), 3);
+        const auto o = p.forward();
+        const auto want = p.definition();
+        expect_close(o.out, want.out, 8 * kBound<T>, "out");
+        expect_close(o.log_sums, want.log_sums, 8 * kBound<T>, "log_sums");
+      }
   for (const AttentionShape& shape : {shape_of(1, 1, 1, 1), shape_of(6, 1, 16, 33), shape_of(3, 3, 32, 8, 0, 0.5)}) {
     const Problem<T> p(packed({150, 3}), shape);
-    expect_close(p.forward().out, p.definition(), 8 * kBound<T>, "out");
+    expect_close(p.forward().out, p.definition().out, 8 * kBound<T>, "out");
   }
 }
 
 // Queries at the end of longer key sequences that lie anywhere in the cache.
-TYPED_TEST(SoftmaxAttention, cache) {
+TYPED_TEST(FlashAttention, cache) {
   using T = TypeParam;
-  for (std::int64_t window : {0, 5, 70}) {
-    const Problem<T> p({{0, 1, 300, 200}, {1, 5, 0, 5}, {6, 0, 5, 0}, {6, 140, 5, 290}}, shape_of(4, 2, 8, 6, window));
-    expect_close(p.forward().out, p.definition(), 8 * kBound<T>, "out");
-  }
+  for (bool causal : {true, false})
+    for (std::int64_t window : {0, 5, 70}) {
+      const Problem<T> p({{0, 1, 300, 200}, {1, 5, 0, 5}, {6, 0, 5, 0}, {6, 140, 5, 290}},
+                         shape_of(4, 2, 8, 6, window, 0, causal));
+      expect_close(p.forward().out, p.definition().out, 8 * kBound<T>, "out");
+    }
 }
 
-TYPED_TEST(SoftmaxAttention, log_sums_and_large_scores) {
+TYPED_TEST(FlashAttention, log_sums_and_large_scores) {
   using T = TypeParam;
   Problem<T> p(packed({90}), shape_of(1, 1, 4, 3, 0, 1.0));
   for (std::int64_t n = 0; n < 90; ++n)
@@ -141,7 +83,7 @@ TYPED_TEST(SoftmaxAttention, log_sums_and_large_scores) {
   }
 }
 
-TEST(SoftmaxAttention, gradients) {
+TEST(FlashAttention, gradients) {
   for (std::int64_t window : {0, 7, 90}) {
     Problem<double> p(packed({1, 0, 150, 66}), shape_of(4, 2, 5, 3, window), 2);
     const auto [dq, dk, dv] = p.backward();
@@ -159,7 +101,22 @@ TEST(SoftmaxAttention, gradients) {
   expect_gradient(cached.v, dv, loss, "dv", 1e-6, 40);
 }
 
-TYPED_TEST(SoftmaxAttention, float_gradients_follow_double) {
+// Against the adjoint of the definition; the central differences above check that one too.
+TYPED_TEST(FlashAttention, gradients_of_the_definition) {
+  using T = TypeParam;
+  for (bool causal : {true, false})
+    for (std::int64_t window : {0, 1, 33, 100})
+      for (const Sequences& sequences : {packed({1, 0, 150, 66, 203}), Sequences{{2, 3, 1, 80}, {6, 140, 83, 290}}}) {
+        const Problem<T> p(sequences, shape_of(6, 2, 9, 5, window, 0, causal), 2);
+        const auto g = p.backward();
+        const auto want = p.definition();
+        expect_rows(g.dq, want.dq, 30 * kBound<T>, "dq");
+        expect_rows(g.dk, want.dk, 30 * kBound<T>, "dk");
+        expect_rows(g.dv, want.dv, 30 * kBound<T>, "dv");
+      }
+}
+
+TYPED_TEST(FlashAttention, float_gradients_follow_double) {
   using T = TypeParam;
   const Problem<T> p(packed({200, 77}), shape_of(4, 2, 16, 16, 100));
   const Problem<double> exact(packed({200, 77}), shape_of(4, 2, 16, 16, 100));
@@ -171,7 +128,7 @@ TYPED_TEST(SoftmaxAttention, float_gradients_follow_double) {
 }
 
 // The same sequence, cut into two reads against its cache at every length, and alone or packed: the same bits.
-TYPED_TEST(SoftmaxAttention, pieces_and_packing_give_the_same_bits) {
+TYPED_TEST(FlashAttention, pieces_and_packing_give_the_same_bits) {
   using T = TypeParam;
   for (std::int64_t window : {0, 20, 80}) {
     Problem<T> p(packed({135}), shape_of(2, 1, 9, 18, window));
@@ -180,8 +137,8 @@ TYPED_TEST(SoftmaxAttention, pieces_and_packing_give_the_same_bits) {
       Grid<T> out(135, whole.width, 2);
       for (const auto& [begin, end] : {std::pair<std::int64_t, std::int64_t>{0, cut}, {cut, 135}}) {
         const Sequences piece = {{0, end - begin, 0, end}};
-        softmax_attention_forward<T>(piece, p.shape, p.q.ptr() + begin * p.q.stride, p.q.stride, p.k.ptr(), p.k.stride,
-                                     p.v.ptr(), p.v.stride, out.ptr() + begin * out.stride, out.stride, nullptr);
+        flash_attention_forward<T>(piece, p.shape, p.q.ptr() + begin * p.q.stride, p.q.stride, p.k.ptr(), p.k.stride,
+                                   p.v.ptr(), p.v.stride, out.ptr() + begin * out.stride, out.stride, nullptr);
       }
       for (std::int64_t n = 0; n < 135; ++n) ASSERT_TRUE(same_row_bits(out, whole, n)) << cut << ", " << n;
     }
@@ -202,7 +159,7 @@ TYPED_TEST(SoftmaxAttention, pieces_and_packing_give_the_same_bits) {
   }
 }
 
-TYPED_TEST(SoftmaxAttention, same_bits_for_any_number_of_threads) {
+TYPED_TEST(FlashAttention, same_bits_for_any_number_of_threads) {
   const Problem<TypeParam> p(packed({300, 40, 170}), shape_of(4, 2, 16, 8));
   expect_same_for_threads([&](int threads) {
     auto o = p.forward(threads);
@@ -212,7 +169,7 @@ TYPED_TEST(SoftmaxAttention, same_bits_for_any_number_of_threads) {
 }
 
 // A NaN at token t reaches tokens from t on, of its sequence and (through k and v) its group; nothing else moves a bit.
-TYPED_TEST(SoftmaxAttention, nan_is_causal) {
+TYPED_TEST(FlashAttention, nan_is_causal) {
   using T = TypeParam;
   const std::int64_t K = 6, V = 5, at = 90;
   for (int where = 0; where < 3; ++where) {
@@ -252,7 +209,7 @@ TYPED_TEST(SoftmaxAttention, nan_is_causal) {
   }
 }
 
-RC_GTEST_PROP(SoftmaxAttentionProperty, random_shapes, ()) {
+RC_GTEST_PROP(FlashAttentionProperty, random_shapes, ()) {
   const auto small = [](std::int64_t low, std::int64_t high) { return *rc::gen::inRange<std::int64_t>(low, high); };
   const std::int64_t G = small(1, 4);
   Sequences sequences;
@@ -264,7 +221,7 @@ RC_GTEST_PROP(SoftmaxAttentionProperty, random_shapes, ()) {
     q_at += n, k_at += n + extra;
   }
   const Problem<double> p(sequences, shape_of(G * small(1, 4), G, small(1, 20), small(1, 20), small(0, 120)));
-  const Grid<double> out = p.forward().out, want = p.definition();
+  const Grid<double> out = p.forward().out, want = p.definition().out;
   // Rows between sequences stay as they were: NaN.
   for (const auto& s : sequences)
     for (std::int64_t n = s.q_begin; n < s.q_begin + s.q_count; ++n)
@@ -273,11 +230,11 @@ RC_GTEST_PROP(SoftmaxAttentionProperty, random_shapes, ()) {
     if (std::isnan(want(n, 0))) RC_ASSERT(std::isnan(out(n, 0)));
 }
 
-TEST(SoftmaxAttention, errors) {
+TEST(FlashAttention, errors) {
   std::vector<float> x(256);
   float* d = x.data();
   const auto call = [&](const Sequences& sequences, const AttentionShape& shape, std::int64_t stride) {
-    return [=] { softmax_attention_forward<float>(sequences, shape, d, 8, d, stride, d, 8, d, 8, nullptr); };
+    return [=] { flash_attention_forward<float>(sequences, shape, d, 8, d, stride, d, 8, d, 8, nullptr); };
   };
   const Sequences one = packed({3});
   expect_error(call(one, shape_of(0, 1, 4, 4), 8), "at least 1");
@@ -288,13 +245,13 @@ TEST(SoftmaxAttention, errors) {
   expect_error(call({{0, 4, 0, 3}}, shape_of(2, 1, 4, 4), 8), "3 keys for 4 queries");
   expect_error(call({{-1, 4, 0, 4}}, shape_of(2, 1, 4, 4), 8), "out of range");
   expect_error(call({{0, 4, 0, 4}, {3, 1, 4, 4}}, shape_of(2, 1, 4, 4), 8), "overlap");
-  expect_error([&] { softmax_attention_forward<float>(one, shape_of(2, 1, 4, 4), nullptr, 8, d, 8, d, 8, d, 8, d); },
+  expect_error([&] { flash_attention_forward<float>(one, shape_of(2, 1, 4, 4), nullptr, 8, d, 8, d, 8, d, 8, d); },
                "q is null");
   expect_error(
       [&] {
         const Sequences shared = {{0, 1, 0, 2}, {1, 1, 1, 2}};
-        softmax_attention_backward<float>(shared, shape_of(2, 1, 4, 4), d, 8, d, 8, d, 8, d, 8, d, d, 8, d, 8, d, 8, d,
-                                          8);
+        flash_attention_backward<float>(shared, shape_of(2, 1, 4, 4), d, 8, d, 8, d, 8, d, 8, d, d, 8, d, 8, d, 8, d,
+                                        8);
       },
       "keys overlap");
 }

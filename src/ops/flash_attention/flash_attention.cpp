@@ -1,10 +1,11 @@
-#include "loglinear/softmax_attention.hpp"
+#include "loglinear/flash_attention.hpp"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
 
+#include "base/attention.hpp"
 #include "base/op_timer.hpp"
 #include "base/rows.hpp"
 #include "base/vector_math.hpp"
@@ -16,26 +17,24 @@ namespace {
 // order however its sequence is split into calls.
 constexpr std::int64_t kKeyTile = 64, kQueryTile = 128;
 
-struct Range {
-  std::int64_t begin = 0, end = 0;
-  bool empty() const { return begin >= end; }
-};
+using attention::Range;
 
 // Which keys a query sees.
 struct Mask {
+  Mask(const AttentionSequence& seq, const AttentionShape& shape)
+      : offset(seq.k_count - seq.q_count), lags(attention::lags_of(shape)) {}
   std::int64_t offset;  // position of query 0 among the keys
-  std::int64_t window;  // 0: everything before
+  attention::Lags lags;
 
-  // Keys of the tile [first, first + count) that query i sees, counted from `first`.
+  // Keys of [first, first + count) that query i sees, counted from `first`.
   Range keys(std::int64_t i, std::int64_t first, std::int64_t count) const {
     const std::int64_t position = offset + i;
-    return {window > 0 ? std::max<std::int64_t>(0, position - window + 1 - first) : 0,
-            std::min(count, position + 1 - first)};
+    return {std::max<std::int64_t>(0, position - lags.high - first), std::min(count, position - lags.low + 1 - first)};
   }
   // Queries of [first, first + count) that see key s, counted from `first`.
   Range queries(std::int64_t s, std::int64_t first, std::int64_t count) const {
-    const std::int64_t newest = s - offset;  // the first query that is not before the key
-    return {std::max<std::int64_t>(0, newest - first), window > 0 ? std::min(count, newest + window - first) : count};
+    return {std::max<std::int64_t>(0, s + lags.low - offset - first),
+            std::min(count, s + lags.high + 1 - offset - first)};
   }
 };
 
@@ -86,56 +85,17 @@ void tile_dots(std::int64_t rows, std::int64_t width, const T* a, std::int64_t a
   vec::add_tile_product(rows, kKeyTile, width, a, a_stride, 1, transposed, kKeyTile, out, kKeyTile);
 }
 
-double scale_of(const AttentionShape& shape) {
-  return shape.scale > 0 ? shape.scale : 1 / std::sqrt(static_cast<double>(shape.key_width));
-}
-
-void check(const char* where, std::span<const AttentionSequence> sequences, const AttentionShape& shape,
-           bool separate_keys) {
-  const auto [H, G, K, V, scale, window] = shape;
-  if (H < 1 || G < 1 || K < 1 || V < 1) fail(where, "heads, groups and widths must be at least 1");
-  if (H % G != 0) fail(where, "{} key/value heads do not divide {} heads", G, H);
-  check_sizes(where, {H, K, kQueryTile});
-  check_sizes(where, {H, V, kQueryTile});
-  if (!(scale >= 0 && std::isfinite(scale))) fail(where, "scale is {}, need a finite number >= 0", scale);
-  if (window < 0) fail(where, "window is {}, need at least 0", window);
-  std::int64_t q_end = 0, k_end = 0;
-  for (std::size_t i = 0; i < sequences.size(); ++i) {
-    const auto [q_begin, q_count, k_begin, k_count] = sequences[i];
-    constexpr std::int64_t kLimit = std::int64_t{1} << 56;
-    if (q_begin < 0 || q_count < 0 || k_begin < 0 || k_count < 0 || q_begin > kLimit || q_count > kLimit ||
-        k_begin > kLimit || k_count > kLimit)
-      fail(where, "sequence {}: an offset or count is out of range", i);
-    if (k_count < q_count) fail(where, "sequence {}: {} keys for {} queries", i, k_count, q_count);
-    if (q_begin < q_end) fail(where, "sequence {}: its queries overlap the sequence before or are out of order", i);
-    if (separate_keys && k_begin < k_end)
-      fail(where, "sequence {}: its keys overlap the sequence before or are out of order", i);
-    q_end = q_begin + q_count;
-    k_end = k_begin + k_count;
-  }
-}
-
-// One past the last query or key row of any sequence.
-Range extent(std::span<const AttentionSequence> sequences) {
-  Range rows;
-  for (const AttentionSequence& s : sequences) {
-    if (s.q_count > 0) rows.begin = std::max(rows.begin, s.q_begin + s.q_count);
-    if (s.k_count > 0) rows.end = std::max(rows.end, s.k_begin + s.k_count);
-  }
-  return rows;
-}
-
 }  // namespace
 
 template <class T>
-void softmax_attention_forward(std::span<const AttentionSequence> sequences, const AttentionShape& shape, const T* q,
-                               std::int64_t q_stride, const T* k, std::int64_t k_stride, const T* v,
-                               std::int64_t v_stride, T* out, std::int64_t out_stride, T* log_sums, int threads) {
-  const TimedOperator timed("softmax_attention");
-  constexpr const char* where = "softmax_attention.forward";
-  check(where, sequences, shape, false);
+void flash_attention_forward(std::span<const AttentionSequence> sequences, const AttentionShape& shape, const T* q,
+                             std::int64_t q_stride, const T* k, std::int64_t k_stride, const T* v,
+                             std::int64_t v_stride, T* out, std::int64_t out_stride, T* log_sums, int threads) {
+  const TimedOperator timed("flash_attention");
+  constexpr const char* where = "flash_attention.forward";
+  attention::check(where, sequences, shape, false);
   const std::int64_t H = shape.heads, G = shape.kv_heads, K = shape.key_width, V = shape.value_width;
-  const auto [q_rows, k_rows] = extent(sequences);
+  const auto [q_rows, k_rows] = attention::extent(sequences);
   check_rows(where, "q", q_rows, H * K, q, q_stride);
   check_rows(where, "k", k_rows, G * K, k, k_stride);
   check_rows(where, "v", k_rows, G * V, v, v_stride);
@@ -145,7 +105,7 @@ void softmax_attention_forward(std::span<const AttentionSequence> sequences, con
   for (std::size_t s = 0; s < sequences.size(); ++s)
     for (std::int64_t first = 0; first < sequences[s].q_count; first += kQueryTile)
       for (std::int64_t h = 0; h < H; ++h) items.push_back({s, h, first});
-  const T scale = static_cast<T>(scale_of(shape));
+  const T scale = static_cast<T>(attention::scale_of(shape));
 
   parallel_for(static_cast<std::int64_t>(items.size()), threads, [&](std::int64_t i) {
     // Late queries have the most keys: they go first.
@@ -154,7 +114,7 @@ void softmax_attention_forward(std::span<const AttentionSequence> sequences, con
     const std::int64_t h = item.head, first = item.first;
     const AttentionSequence& seq = sequences[s];
     const std::int64_t rows = std::min(kQueryTile, seq.q_count - first), group = h / (H / G);
-    const Mask mask{seq.k_count - seq.q_count, shape.window};
+    const Mask mask(seq, shape);
     std::vector<T> scratch(static_cast<std::size_t>(rows * (K + V + kKeyTile + 2) + K * kKeyTile));
     T* queries = scratch.data();         // (rows, K), scaled
     T* sums = queries + rows * K;        // (rows, V), relative to exp(peak)
@@ -165,9 +125,8 @@ void softmax_attention_forward(std::span<const AttentionSequence> sequences, con
     scale_rows(rows, K, scale, q + (seq.q_begin + first) * q_stride + h * K, q_stride, queries);
     std::fill_n(peak, rows, -std::numeric_limits<T>::infinity());
 
-    const std::int64_t last = mask.offset + first + rows;  // one past the newest key of the tile's last query
-    const std::int64_t oldest =
-        shape.window > 0 ? std::max<std::int64_t>(0, mask.offset + first - shape.window + 1) : 0;
+    const std::int64_t oldest = mask.keys(first, 0, seq.k_count).begin,
+                       last = mask.keys(first + rows - 1, 0, seq.k_count).end;
     for (std::int64_t begin = oldest / kKeyTile * kKeyTile; begin < last; begin += kKeyTile) {
       const std::int64_t count = std::min(kKeyTile, seq.k_count - begin);
       transpose(count, K, k + (seq.k_begin + begin) * k_stride + group * K, k_stride, keys);
@@ -202,16 +161,16 @@ void softmax_attention_forward(std::span<const AttentionSequence> sequences, con
 }
 
 template <class T>
-void softmax_attention_backward(std::span<const AttentionSequence> sequences, const AttentionShape& shape, const T* q,
-                                std::int64_t q_stride, const T* k, std::int64_t k_stride, const T* v,
-                                std::int64_t v_stride, const T* out, std::int64_t out_stride, const T* log_sums,
-                                const T* dout, std::int64_t dout_stride, T* dq, std::int64_t dq_stride, T* dk,
-                                std::int64_t dk_stride, T* dv, std::int64_t dv_stride, int threads) {
-  const TimedOperator timed("softmax_attention");
-  constexpr const char* where = "softmax_attention.backward";
-  check(where, sequences, shape, true);
+void flash_attention_backward(std::span<const AttentionSequence> sequences, const AttentionShape& shape, const T* q,
+                              std::int64_t q_stride, const T* k, std::int64_t k_stride, const T* v,
+                              std::int64_t v_stride, const T* out, std::int64_t out_stride, const T* log_sums,
+                              const T* dout, std::int64_t dout_stride, T* dq, std::int64_t dq_stride, T* dk,
+                              std::int64_t dk_stride, T* dv, std::int64_t dv_stride, int threads) {
+  const TimedOperator timed("flash_attention");
+  constexpr const char* where = "flash_attention.backward";
+  attention::check(where, sequences, shape, true);
   const std::int64_t H = shape.heads, G = shape.kv_heads, K = shape.key_width, V = shape.value_width;
-  const auto [q_rows, k_rows] = extent(sequences);
+  const auto [q_rows, k_rows] = attention::extent(sequences);
   check_rows(where, "q", q_rows, H * K, q, q_stride);
   check_rows(where, "k", k_rows, G * K, k, k_stride);
   check_rows(where, "v", k_rows, G * V, v, v_stride);
@@ -221,7 +180,7 @@ void softmax_attention_backward(std::span<const AttentionSequence> sequences, co
   check_rows(where, "dq", q_rows, H * K, dq, dq_stride);
   check_rows(where, "dk", k_rows, G * K, dk, dk_stride);
   check_rows(where, "dv", k_rows, G * V, dv, dv_stride);
-  const T scale = static_cast<T>(scale_of(shape));
+  const T scale = static_cast<T>(attention::scale_of(shape));
 
   // probabilities (rows, kKeyTile) and the gradient of the scores, dscores, for a tile of queries and one of keys.
   // Returns whether any pair is masked.
@@ -260,7 +219,7 @@ void softmax_attention_backward(std::span<const AttentionSequence> sequences, co
     const std::int64_t h = item.head, first = item.first;
     const AttentionSequence& seq = sequences[s];
     const std::int64_t rows = std::min(kQueryTile, seq.q_count - first), group = h / (H / G);
-    const Mask mask{seq.k_count - seq.q_count, shape.window};
+    const Mask mask(seq, shape);
     std::vector<T> scratch(static_cast<std::size_t>(rows * (2 * K + 2 * kKeyTile) + (K + V) * kKeyTile));
     T* queries = scratch.data();
     T* sums = queries + rows * K;
@@ -269,9 +228,8 @@ void softmax_attention_backward(std::span<const AttentionSequence> sequences, co
     T* keys = dscores + rows * kKeyTile;
     T* values = keys + K * kKeyTile;
     scale_rows(rows, K, scale, q + (seq.q_begin + first) * q_stride + h * K, q_stride, queries);
-    const std::int64_t last = mask.offset + first + rows;
-    const std::int64_t oldest =
-        shape.window > 0 ? std::max<std::int64_t>(0, mask.offset + first - shape.window + 1) : 0;
+    const std::int64_t oldest = mask.keys(first, 0, seq.k_count).begin,
+                       last = mask.keys(first + rows - 1, 0, seq.k_count).end;
     for (std::int64_t begin = oldest / kKeyTile * kKeyTile; begin < last; begin += kKeyTile) {
       const std::int64_t count = std::min(kKeyTile, seq.k_count - begin);
       const T* key_rows = k + (seq.k_begin + begin) * k_stride + group * K;
@@ -297,7 +255,7 @@ void softmax_attention_backward(std::span<const AttentionSequence> sequences, co
     const std::int64_t group = item.head, begin = item.first;
     const AttentionSequence& seq = sequences[s];
     const std::int64_t count = std::min(kKeyTile, seq.k_count - begin);
-    const Mask mask{seq.k_count - seq.q_count, shape.window};
+    const Mask mask(seq, shape);
     std::vector<T> scratch(static_cast<std::size_t>(kQueryTile * (K + 2 * kKeyTile) + 2 * (K + V) * kKeyTile));
     T* queries = scratch.data();
     T* probabilities = queries + kQueryTile * K;
@@ -308,10 +266,8 @@ void softmax_attention_backward(std::span<const AttentionSequence> sequences, co
     T* dvalues = dkeys + K * kKeyTile;  // (count, V)
     transpose(count, K, k + (seq.k_begin + begin) * k_stride + group * K, k_stride, keys);
     transpose(count, V, v + (seq.k_begin + begin) * v_stride + group * V, v_stride, values);
-    // The first query that sees the tile's first key, and one past the last that sees its last.
-    const std::int64_t from = std::max<std::int64_t>(0, begin - mask.offset);
-    const std::int64_t to =
-        shape.window > 0 ? std::min(seq.q_count, begin + count - 1 - mask.offset + shape.window) : seq.q_count;
+    const std::int64_t from = mask.queries(begin, 0, seq.q_count).begin,
+                       to = mask.queries(begin + count - 1, 0, seq.q_count).end;
     for (std::int64_t h = group * (H / G); h < (group + 1) * (H / G); ++h)
       for (std::int64_t first = from; first < to; first += kQueryTile) {
         const std::int64_t rows = std::min(kQueryTile, to - first), n = seq.q_begin + first;
@@ -330,16 +286,16 @@ void softmax_attention_backward(std::span<const AttentionSequence> sequences, co
   });
 }
 
-#define LOGLINEAR_SOFTMAX_ATTENTION(T)                                                                             \
-  template void softmax_attention_forward(std::span<const AttentionSequence>, const AttentionShape&, const T*,     \
-                                          std::int64_t, const T*, std::int64_t, const T*, std::int64_t, T*,        \
-                                          std::int64_t, T*, int);                                                  \
-  template void softmax_attention_backward(std::span<const AttentionSequence>, const AttentionShape&, const T*,    \
-                                           std::int64_t, const T*, std::int64_t, const T*, std::int64_t, const T*, \
-                                           std::int64_t, const T*, const T*, std::int64_t, T*, std::int64_t, T*,   \
-                                           std::int64_t, T*, std::int64_t, int);
-LOGLINEAR_SOFTMAX_ATTENTION(float)
-LOGLINEAR_SOFTMAX_ATTENTION(double)
-#undef LOGLINEAR_SOFTMAX_ATTENTION
+#define LOGLINEAR_FLASH_ATTENTION(T)                                                                             \
+  template void flash_attention_forward(std::span<const AttentionSequence>, const AttentionShape&, const T*,     \
+                                        std::int64_t, const T*, std::int64_t, const T*, std::int64_t, T*,        \
+                                        std::int64_t, T*, int);                                                  \
+  template void flash_attention_backward(std::span<const AttentionSequence>, const AttentionShape&, const T*,    \
+                                         std::int64_t, const T*, std::int64_t, const T*, std::int64_t, const T*, \
+                                         std::int64_t, const T*, const T*, std::int64_t, T*, std::int64_t, T*,   \
+                                         std::int64_t, T*, std::int64_t, int);
+LOGLINEAR_FLASH_ATTENTION(float)
+LOGLINEAR_FLASH_ATTENTION(double)
+#undef LOGLINEAR_FLASH_ATTENTION
 
 }  // namespace loglinear
