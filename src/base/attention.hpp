@@ -1,12 +1,15 @@
 #pragma once
-// What the operators on softmax attention share: the checks of their arguments, and which keys a query sees.
+// What the operators on softmax attention share: the checks of their arguments, which keys a query sees, and one kernel
+// that computes in tiles with an online softmax (docs/algorithm.md, section 9).
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
 #include <span>
+#include <vector>
 
+#include "base/parallel.hpp"
 #include "base/rows.hpp"
 #include "loglinear/attention.hpp"
 
@@ -69,5 +72,139 @@ inline void check(const char* where, std::span<const AttentionSequence> sequence
     k_end = k_begin + k_count;
   }
 }
+
+// Queries and keys of one sequence and one group of heads, rows evenly apart: all positions, or one class of positions
+// a stride apart. Lags count in rows: query i sees key j when lags.low <= offset + i - j <= lags.high.
+template <class T>
+struct Strip {
+  std::int64_t heads = 0, K = 0, V = 0;  // heads of the group
+  double scale = 0;
+  const T *q = nullptr, *k = nullptr, *v = nullptr;  // query i of head h: q + i * q_stride + h * K
+  std::int64_t q_stride = 0, k_stride = 0, v_stride = 0;
+  std::int64_t q_count = 0, k_count = 0, offset = 0;
+  Lags lags;
+  std::int64_t q_row = 0, k_row = 0, step = 1;  // where the caller's arrays have query 0 and key 0, and how far apart
+
+  // Keys of [first, first + count) that the query at `position` (offset + i) sees, counted from `first`.
+  Range keys(std::int64_t position, std::int64_t first, std::int64_t count) const {
+    return {std::clamp<std::int64_t>(position - lags.high - first, 0, count),
+            std::clamp<std::int64_t>(position - lags.low + 1 - first, 0, count)};
+  }
+  // Queries i that see any of the keys [first, last].
+  Range queries(std::int64_t first, std::int64_t last) const {
+    return {std::clamp<std::int64_t>(first + lags.low - offset, 0, q_count),
+            std::clamp<std::int64_t>(last + lags.high + 1 - offset, 0, q_count)};
+  }
+};
+
+template <class T>
+struct Inputs {
+  const T *q = nullptr, *k = nullptr, *v = nullptr;
+  std::int64_t q_stride = 0, k_stride = 0, v_stride = 0;
+};
+
+// The strip of a sequence's positions residue, residue + step, .. for one group; lags in positions.
+template <class T>
+Strip<T> strip_of(const Inputs<T>& in, const AttentionSequence& seq, const AttentionShape& shape, std::int64_t group,
+                  const Lags& lags, std::int64_t step = 1, std::int64_t residue = 0) {
+  const std::int64_t K = shape.key_width, V = shape.value_width, R = shape.heads / shape.kv_heads;
+  const std::int64_t before = seq.k_count - seq.q_count;  // keys before the first query
+  Strip<T> strip;
+  strip.heads = R, strip.K = K, strip.V = V, strip.scale = scale_of(shape), strip.step = step;
+  strip.k_count = residue < seq.k_count ? (seq.k_count - residue + step - 1) / step : 0;
+  strip.offset = residue < before ? std::min(strip.k_count, (before - residue + step - 1) / step) : 0;
+  strip.q_count = strip.k_count - strip.offset;
+  strip.k_row = seq.k_begin + residue;
+  strip.q_row = seq.q_begin + residue + strip.offset * step - before;
+  const auto in_steps = [&](std::int64_t lag) { return std::abs(lag) == Lags::kUnbounded ? lag : lag / step; };
+  strip.lags = {in_steps(lags.low + (lags.low > 0 ? step - 1 : 0)), in_steps(lags.high)};
+  if (strip.q_count == 0) return strip;
+  strip.q = in.q + strip.q_row * in.q_stride + group * R * K, strip.q_stride = in.q_stride * step;
+  strip.k = in.k + strip.k_row * in.k_stride + group * K, strip.k_stride = in.k_stride * step;
+  strip.v = in.v + strip.k_row * in.v_stride + group * V, strip.v_stride = in.v_stride * step;
+  return strip;
+}
+
+// Statistics of a row of scores, those of query i of head h at [i * stat_stride + h]: the largest, and the sum of the
+// exponentials beside it. In the base of the kernel's exponential.
+template <class T>
+struct Online {
+  T *out = nullptr, *peak = nullptr, *weight = nullptr;
+  std::int64_t out_stride = 0, stat_stride = 0;
+  T* log_sums = nullptr;  // or null; natural
+  bool resume = false;    // out (not yet divided), peak and weight hold what an earlier strip left
+  bool finish = true;     // divide, and write log_sums; else write out, peak and weight for a later strip
+};
+
+// Columns of work, one for a query and head of the group: column c is query c / heads, head c % heads. A call takes
+// some, at best kColumns; they do not depend on each other.
+inline constexpr std::int64_t kColumns = 192;
+template <class T>
+void forward(const Strip<T>& strip, const Online<T>& online, std::int64_t first_column, std::int64_t last_column);
+
+template <class T>
+struct Adjoint {
+  const T *out = nullptr, *dout = nullptr, *log_sums = nullptr;  // log_sums of query i, head h: [i * stat_stride + h]
+  std::int64_t out_stride = 0, dout_stride = 0, stat_stride = 0;
+  T *dq = nullptr, *dk = nullptr, *dv = nullptr;  // dq null: not wanted; dk and dv null: not wanted
+  std::int64_t dq_stride = 0, dk_stride = 0, dv_stride = 0;
+  bool add = false;  // to what dq, dk and dv hold
+};
+
+// Gradients of the pairs of queries [queries.begin, end) and keys [keys.begin, end). Any cut into ranges that begin at
+// multiples of kQueryPanel and kKeyTile gives the same bits, as long as each call covers all of the dimension that its
+// gradients sum over.
+inline constexpr std::int64_t kQueryPanel = 48, kKeyTile = 96, kKeyBlock = 3 * kKeyTile;
+template <class T>
+void backward(const Strip<T>& strip, const Adjoint<T>& adjoint, Range queries, Range keys);
+
+// The gradients of strips that share no row of dq, dk or dv.
+template <class T>
+struct StripAdjoint {
+  Strip<T> strip;
+  Adjoint<T> adjoint;
+};
+template <class T>
+void backward(std::span<const StripAdjoint<T>> strips, int threads) {
+  std::int64_t total = 0, largest = 0;
+  for (const auto& [strip, adjoint] : strips) {
+    const std::int64_t work = strip.k_count + strip.q_count * std::min(strip.k_count, strip.lags.high - strip.lags.low);
+    total += work, largest = std::max(largest, work);
+  }
+  // A strip in one piece costs five products. In pieces it costs seven, since both passes need the probabilities, and
+  // is done when there would be nothing for some thread to do.
+  if (thread_count(threads) == 1 || largest <= total / thread_count(threads) + total / 8) {
+    parallel_for(static_cast<std::int64_t>(strips.size()), threads, [&](std::int64_t i) {
+      const auto& [strip, adjoint] = strips[static_cast<std::size_t>(i)];
+      backward(strip, adjoint, {0, strip.q_count}, {0, strip.k_count});
+    });
+    return;
+  }
+  struct Item {
+    std::size_t strip;
+    bool of_keys;
+    std::int64_t first;
+  };
+  std::vector<Item> items;
+  for (std::size_t s = 0; s < strips.size(); ++s) {
+    for (std::int64_t first = 0; first < strips[s].strip.k_count; first += kKeyBlock) items.push_back({s, true, first});
+    for (std::int64_t first = 0; first < strips[s].strip.q_count; first += kColumns) items.push_back({s, false, first});
+  }
+  parallel_for(static_cast<std::int64_t>(items.size()), threads, [&](std::int64_t i) {
+    const auto& [s, of_keys, first] = items[static_cast<std::size_t>(i)];
+    const Strip<T>& strip = strips[s].strip;
+    Adjoint<T> adjoint = strips[s].adjoint;
+    if (of_keys) {
+      adjoint.dq = nullptr;
+      backward(strip, adjoint, {0, strip.q_count}, {first, std::min(strip.k_count, first + kKeyBlock)});
+    } else {
+      adjoint.dk = adjoint.dv = nullptr;
+      backward(strip, adjoint, {first, std::min(strip.q_count, first + kColumns)}, {0, strip.k_count});
+    }
+  });
+}
+
+// Which instruction set the kernel runs with, as Highway calls it.
+const char* instruction_set();
 
 }  // namespace loglinear::attention

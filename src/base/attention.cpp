@@ -1,0 +1,473 @@
+// The kernel of softmax attention: docs/algorithm.md, section 9.
+//
+// Scores of a tile are kept transposed, a row for each key and a column for each query: then the softmax of a query
+// goes down a column, in one lane, and no sum depends on which queries share the tile. Every product is one of the
+// small matrix kernel, whose entries are one sum in order each.
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "base/attention.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "base/attention.hpp"
+#include "base/cpu_features.hpp"
+#include "base/exp-inl.h"
+#include "base/matrix-inl.h"
+#include "base/padding.hpp"
+#include "base/pool.hpp"
+#include "base/vector_math.hpp"
+
+HWY_BEFORE_NAMESPACE();
+namespace loglinear::attention::HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+using loglinear::HWY_NAMESPACE::Epilogue;
+using loglinear::HWY_NAMESPACE::kScorePerNatural;
+using loglinear::HWY_NAMESPACE::Lanes;
+using loglinear::HWY_NAMESPACE::product;
+using loglinear::HWY_NAMESPACE::score_exp;
+using loglinear::HWY_NAMESPACE::transpose;
+
+// As many columns at most take their scores from transposed keys: whole vectors of keys instead of a vector of queries
+// that is mostly empty.
+constexpr std::int64_t kFew = 4;
+
+template <class T>
+inline constexpr T kInfinity = std::numeric_limits<T>::infinity();
+
+// to (count, ld) = factor * rows `stride` apart, and zeros up to a whole vector.
+template <class T>
+HWY_INLINE void copy_rows(std::int64_t count, std::int64_t width, const T* from, std::int64_t stride, T* to,
+                          std::int64_t ld) {
+  for (std::int64_t r = 0; r < count; ++r) {
+    std::memcpy(to + r * ld, from + r * stride, static_cast<std::size_t>(width) * sizeof(T));
+    if (const std::int64_t end = padded(width); end > width)
+      std::memset(to + r * ld + width, 0, static_cast<std::size_t>(end - width) * sizeof(T));
+  }
+}
+
+template <class T>
+HWY_INLINE void scale_row(std::int64_t width, T factor, const T* from, T* to) {
+  for (std::int64_t c = 0; c < width; ++c) to[c] = factor * from[c];
+}
+
+// rows (count, ld) with zeros up to a whole vector.
+template <class T>
+HWY_NOINLINE bool all_finite(std::int64_t count, std::int64_t width, const T* rows, std::int64_t ld) {
+  const Lanes<T> d;
+  const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
+  auto sum = hn::Zero(d);  // of x - x: 0 for a number, NaN for the rest
+  for (std::int64_t r = 0; r < count; ++r)
+    for (std::int64_t c = 0; c < width; c += N) {
+      const auto x = hn::LoadU(d, rows + r * ld + c);
+      sum = hn::Add(sum, hn::Sub(x, x));
+    }
+  return hn::AllTrue(d, hn::Eq(sum, hn::Zero(d)));
+}
+
+// C (M, N) += A B, row m of A counting only in range(m): where B holds a NaN or infinity that a row must not see, which
+// zeros in A would not keep out. The bits of the whole product otherwise.
+template <class T, class RangeOf>
+HWY_NOINLINE void add_product_within(std::int64_t M, std::int64_t N, const T* a, std::int64_t a_row, std::int64_t a_col,
+                                     const T* b, std::int64_t ldb, T* c, std::int64_t ldc, const RangeOf& range) {
+  for (std::int64_t m = 0; m < M; ++m)
+    if (const Range r = range(m); !r.empty())
+      product<T>(1, N, r.end - r.begin, a + m * a_row + r.begin * a_col, a_row, a_col, b + r.begin * ldb, ldb,
+                 c + m * ldc, ldc, {.beta = T(1)});
+}
+
+// Which keys of a tile the columns of a panel see. Column c sees [from[c], to[c]).
+template <class T>
+struct Visible {
+  std::int64_t begin = 0, end = 0;  // all that any sees
+  bool masked = false;              // some see less
+  alignas(64) T from[kQueryPanel], to[kQueryPanel];
+
+  // position(c) does not fall.
+  template <class Position>
+  Visible(const Strip<T>& strip, std::int64_t columns, const Position& position, std::int64_t first,
+          std::int64_t count) {
+    const Range low = strip.keys(position(0), first, count), high = strip.keys(position(columns - 1), first, count);
+    begin = low.begin, end = high.end;
+    masked = low.end != end || high.begin != begin;
+    if (!masked) return;
+    for (std::int64_t c = 0; c < kQueryPanel; ++c) {
+      const Range seen = strip.keys(position(std::min(c, columns - 1)), first, count);
+      from[c] = static_cast<T>(seen.begin), to[c] = static_cast<T>(seen.end);
+    }
+  }
+  bool empty() const { return begin >= end; }
+  Range keys(std::int64_t c) const {
+    if (!masked) return {begin, end};
+    return {static_cast<std::int64_t>(from[c]), static_cast<std::int64_t>(to[c])};
+  }
+  // The columns that see key j.
+  Range columns(std::int64_t j, std::int64_t count) const {
+    Range r{0, count};
+    while (!r.empty() && !(keys(r.begin).begin <= j && j < keys(r.begin).end)) ++r.begin;
+    while (!r.empty() && !(keys(r.end - 1).begin <= j && j < keys(r.end - 1).end)) --r.end;
+    return r;
+  }
+};
+
+// Scores (keys, kQueryPanel) become exp(score - peak); peak and weight of each column move on, fade is what earlier
+// sums have to be multiplied with. Returns whether any fade is not 1.
+template <class T>
+HWY_NOINLINE bool soften(std::int64_t columns, const Visible<T>& visible, T* HWY_RESTRICT scores, T* HWY_RESTRICT peak,
+                         T* HWY_RESTRICT weight, T* HWY_RESTRICT fade) {
+  const Lanes<T> d;
+  const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
+  const auto low = hn::Set(d, -kInfinity<T>), one = hn::Set(d, T(1));
+  bool moved = false;
+  for (std::int64_t c = 0; c < columns; c += N) {
+    auto most = low;
+    if (visible.masked) {
+      const auto from = hn::Load(d, visible.from + c), to = hn::Load(d, visible.to + c);
+      auto j = hn::Set(d, static_cast<T>(visible.begin));
+      for (std::int64_t s = visible.begin; s < visible.end; ++s, j = hn::Add(j, one)) {
+        T* at = scores + s * kQueryPanel + c;
+        const auto x = hn::IfThenElse(hn::And(hn::Ge(j, from), hn::Lt(j, to)), hn::LoadU(d, at), low);
+        hn::StoreU(x, d, at);
+        most = hn::Max(most, x);
+      }
+    } else {
+      for (std::int64_t s = visible.begin; s < visible.end; ++s)
+        most = hn::Max(most, hn::LoadU(d, scores + s * kQueryPanel + c));
+    }
+    const auto before = hn::LoadU(d, peak + c), after = hn::Max(before, most);
+    // A column that has not seen a key yet: nothing minus infinity.
+    const auto shift = hn::IfThenZeroElse(hn::Eq(after, low), after);
+    auto sum = hn::Zero(d);
+    for (std::int64_t s = visible.begin; s < visible.end; ++s) {
+      T* at = scores + s * kQueryPanel + c;
+      const auto x = score_exp(d, hn::Sub(hn::LoadU(d, at), shift));
+      hn::StoreU(x, d, at);
+      sum = hn::Add(sum, x);
+    }
+    const auto factor = score_exp(d, hn::Sub(before, shift));
+    hn::StoreU(after, d, peak + c);
+    hn::StoreU(hn::MulAdd(hn::LoadU(d, weight + c), factor, sum), d, weight + c);
+    hn::StoreU(factor, d, fade + c);
+    moved |= !hn::AllTrue(d, hn::Eq(factor, one));
+  }
+  return moved;
+}
+
+// probabilities (keys, kQueryPanel), scores before, = exp(score - log_sum); dscores *= probabilities after `mean` is
+// taken from it; zeros where a column does not see the key.
+template <class T>
+HWY_NOINLINE void adjoint_of_softmax(std::int64_t columns, const Visible<T>& visible, T* HWY_RESTRICT probabilities,
+                                     T* HWY_RESTRICT dscores, const T* HWY_RESTRICT log_sums,
+                                     const T* HWY_RESTRICT means) {
+  const Lanes<T> d;
+  const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
+  const auto one = hn::Set(d, T(1));
+  for (std::int64_t c = 0; c < columns; c += N) {
+    const auto shift = hn::LoadU(d, log_sums + c), mean = hn::LoadU(d, means + c);
+    const auto row = [&](std::int64_t s, auto&& mask) HWY_ATTR {
+      T *p_at = probabilities + s * kQueryPanel + c, *ds_at = dscores + s * kQueryPanel + c;
+      const auto p = mask(score_exp(d, hn::Sub(hn::LoadU(d, p_at), shift)));
+      hn::StoreU(p, d, p_at);
+      hn::StoreU(mask(hn::Mul(p, hn::Sub(hn::LoadU(d, ds_at), mean))), d, ds_at);
+    };
+    if (!visible.masked) {
+      for (std::int64_t s = visible.begin; s < visible.end; ++s) row(s, [](auto x) HWY_ATTR { return x; });
+      continue;
+    }
+    const auto from = hn::Load(d, visible.from + c), to = hn::Load(d, visible.to + c);
+    auto j = hn::Set(d, static_cast<T>(visible.begin));
+    for (std::int64_t s = visible.begin; s < visible.end; ++s, j = hn::Add(j, one)) {
+      const auto sees = hn::And(hn::Ge(j, from), hn::Lt(j, to));
+      row(s, [&](auto x) HWY_ATTR { return hn::IfThenElseZero(sees, x); });
+    }
+  }
+}
+
+// The first key tile that a query sees at all; tiles are counted from the first key of the strip, so that a query meets
+// the same sums in the same order however its sequence is cut into calls.
+template <class T>
+std::int64_t first_tile(const Strip<T>& strip, std::int64_t position) {
+  return strip.keys(position, 0, strip.k_count).begin / kKeyTile * kKeyTile;
+}
+
+template <class T>
+void forward_columns(const Strip<T>& strip, const Online<T>& online, std::int64_t first_column,
+                     std::int64_t last_column) {
+  const std::int64_t R = strip.heads, K = strip.K, V = strip.V, columns = last_column - first_column;
+  const std::int64_t ldk = row_stride(K), ldv = row_stride(V), ldt = row_stride(kKeyTile);
+  const std::int64_t panels = (columns + kQueryPanel - 1) / kQueryPanel, whole = panels * kQueryPanel;
+  const bool few = columns <= kFew;
+  const auto memory = Pool<T>::take(static_cast<std::size_t>(
+      whole * (padded(K) + ldv + 3) + kKeyTile * (kQueryPanel + ldv) +
+      std::max(std::max(kKeyTile, kQueryPanel) * ldk, padded(K) * ldt) + kFew * ldt + 16 * kPad));
+  T* next = memory.get();
+  const auto take = [&](std::int64_t n) {
+    T* const at = next;
+    next += padded(n);
+    return at;
+  };
+  T* queries = take(whole * padded(K));  // a panel: (K, kQueryPanel), scaled
+  T* sums = take(whole * ldv);           // (columns, V), relative to exp(peak)
+  T *peak = take(whole), *weight = take(whole), *fade = take(whole);
+  T* scores = take(kKeyTile * kQueryPanel);
+  T* values = take(kKeyTile * ldv);                                                  // (kKeyTile, V)
+  T* keys = take(std::max(std::max(kKeyTile, kQueryPanel) * ldk, padded(K) * ldt));  // (kKeyTile, K), or transposed
+  T* few_scores = take(kFew * ldt);                                                  // (columns, kKeyTile)
+
+  const T factor = static_cast<T>(strip.scale * kScorePerNatural<T>);
+  const auto query_of = [&](std::int64_t c) { return (first_column + c) / R; };
+  const auto head_of = [&](std::int64_t c) { return (first_column + c) % R; };
+  for (std::int64_t p = 0; p < panels; ++p) {
+    const std::int64_t c0 = p * kQueryPanel, width = std::min(kQueryPanel, columns - c0);
+    for (std::int64_t c = 0; c < width; ++c)
+      scale_row(K, factor, strip.q + query_of(c0 + c) * strip.q_stride + head_of(c0 + c) * K, keys + c * ldk);
+    transpose(width, K, keys, ldk, queries + c0 * padded(K), kQueryPanel);
+  }
+  std::fill_n(peak, whole, -kInfinity<T>);
+  std::fill_n(weight, whole, T(0));
+  std::memset(sums, 0, static_cast<std::size_t>(whole * ldv) * sizeof(T));
+  if (online.resume)
+    for (std::int64_t c = 0; c < columns; ++c) {
+      const std::int64_t stat = query_of(c) * online.stat_stride + head_of(c);
+      peak[c] = online.peak[stat], weight[c] = online.weight[stat];
+      std::memcpy(sums + c * ldv, online.out + query_of(c) * online.out_stride + head_of(c) * V,
+                  static_cast<std::size_t>(V) * sizeof(T));
+    }
+
+  const std::int64_t oldest = strip.offset + query_of(0), newest = strip.offset + query_of(columns - 1);
+  const std::int64_t end = strip.keys(newest, 0, strip.k_count).end;
+  for (std::int64_t first = first_tile(strip, oldest); first < end; first += kKeyTile) {
+    const std::int64_t count = std::min(kKeyTile, strip.k_count - first);
+    if (few)
+      transpose(count, K, strip.k + first * strip.k_stride, strip.k_stride, keys, ldt);
+    else
+      copy_rows(count, K, strip.k + first * strip.k_stride, strip.k_stride, keys, ldk);
+    copy_rows(count, V, strip.v + first * strip.v_stride, strip.v_stride, values, ldv);
+    int finite = -1;  // of the values; not known yet
+    for (std::int64_t p = 0; p < panels; ++p) {
+      const std::int64_t c0 = p * kQueryPanel, width = std::min(kQueryPanel, columns - c0);
+      const Visible<T> visible(
+          strip, width, [&](std::int64_t c) { return strip.offset + query_of(c0 + c); }, first, count);
+      if (visible.empty()) continue;
+      const std::int64_t from = visible.begin, seen = visible.end - visible.begin;
+      const T* const panel = queries + c0 * padded(K);
+      if (few) {
+        product(columns, count, K, panel, 1, kQueryPanel, keys, ldt, few_scores, ldt);
+        for (std::int64_t j = from; j < visible.end; ++j)
+          for (std::int64_t c = 0; c < kPad; ++c)
+            scores[j * kQueryPanel + c] = few_scores[std::min(c, columns - 1) * ldt + j];
+      } else {
+        product(seen, width, K, keys + from * ldk, ldk, 1, panel, kQueryPanel, scores + from * kQueryPanel,
+                kQueryPanel);
+      }
+      T* const to = sums + c0 * ldv;
+      if (soften(width, visible, scores, peak + c0, weight + c0, fade + c0))
+        for (std::int64_t c = 0; c < width; ++c)
+          if (const T f = fade[c0 + c]; f != T(1)) scale_row(V, f, to + c * ldv, to + c * ldv);
+      if (visible.masked && finite < 0) finite = all_finite(count, V, values, ldv);
+      if (visible.masked && !finite)
+        add_product_within(width, V, scores, 1, kQueryPanel, values, ldv, to, ldv,
+                           [&](std::int64_t c) { return visible.keys(c); });
+      else
+        product<T>(width, V, seen, scores + from * kQueryPanel, 1, kQueryPanel, values + from * ldv, ldv, to, ldv,
+                   {.beta = T(1)});
+    }
+  }
+
+  for (std::int64_t c = 0; c < columns; ++c) {
+    const std::int64_t stat = query_of(c) * online.stat_stride + head_of(c);
+    scale_row(V, online.finish ? T(1) / weight[c] : T(1), sums + c * ldv,
+              online.out + query_of(c) * online.out_stride + head_of(c) * V);
+    if (!online.finish) online.peak[stat] = peak[c], online.weight[stat] = weight[c];
+    if (online.finish && online.log_sums)
+      online.log_sums[stat] = peak[c] * static_cast<T>(1 / kScorePerNatural<T>) + std::log(weight[c]);
+  }
+}
+
+template <class T>
+void backward_range(const Strip<T>& strip, const Adjoint<T>& adjoint, Range queries, Range keys) {
+  const std::int64_t R = strip.heads, K = strip.K, V = strip.V, count = queries.end - queries.begin;
+  const std::int64_t ldk = row_stride(K), ldv = row_stride(V);
+  const std::int64_t block = std::min(kKeyBlock, (keys.end - keys.begin + kKeyTile - 1) / kKeyTile * kKeyTile);
+  const auto memory = Pool<T>::take(static_cast<std::size_t>(
+      2 * block * (ldk + ldv) + kQueryPanel * (3 * ldk + 2 * ldv + padded(K) + padded(V) + 2 * kKeyTile + 2) +
+      count * R + 16 * kPad));
+  T* next = memory.get();
+  const auto take = [&](std::int64_t n) {
+    T* const at = next;
+    next += padded(n);
+    return at;
+  };
+  T *key_rows = take(block * ldk), *value_rows = take(block * ldv);
+  T *dkeys = take(block * ldk), *dvalues = take(block * ldv);
+  T *query_rows = take(kQueryPanel * ldk), *dout_rows = take(kQueryPanel * ldv), *dqueries = take(kQueryPanel * ldk);
+  T* scaled = take(kQueryPanel * std::max(ldk, ldv));
+  T *query_panel = take(kQueryPanel * padded(K)), *dout_panel = take(kQueryPanel * padded(V));  // transposed, scaled
+  T *probabilities = take(kKeyTile * kQueryPanel), *dscores = take(kKeyTile * kQueryPanel);
+  T *log_sums = take(kQueryPanel), *means = take(kQueryPanel), *all_means = take(count * R);
+
+  const T scale = static_cast<T>(strip.scale), factor = static_cast<T>(strip.scale * kScorePerNatural<T>);
+  for (std::int64_t i = 0; i < count; ++i)
+    for (std::int64_t h = 0; h < R; ++h) {
+      const std::int64_t n = queries.begin + i;
+      all_means[i * R + h] = scale * vec::dot(V, adjoint.dout + n * adjoint.dout_stride + h * V,
+                                              adjoint.out + n * adjoint.out_stride + h * V);
+      if (adjoint.dq && !adjoint.add) std::fill_n(adjoint.dq + n * adjoint.dq_stride + h * K, K, T(0));
+    }
+
+  for (std::int64_t b0 = keys.begin; b0 < keys.end; b0 += block) {
+    const std::int64_t rows = std::min(block, keys.end - b0);
+    copy_rows(rows, K, strip.k + b0 * strip.k_stride, strip.k_stride, key_rows, ldk);
+    copy_rows(rows, V, strip.v + b0 * strip.v_stride, strip.v_stride, value_rows, ldv);
+    if (adjoint.dk) {
+      std::memset(dkeys, 0, static_cast<std::size_t>(rows * ldk) * sizeof(T));
+      std::memset(dvalues, 0, static_cast<std::size_t>(rows * ldv) * sizeof(T));
+    }
+    int keys_finite[kKeyBlock / kKeyTile];
+    std::fill_n(keys_finite, kKeyBlock / kKeyTile, -1);
+    const Range seeing = strip.queries(b0, b0 + rows - 1);
+    const std::int64_t q0 = std::max(queries.begin, seeing.begin / kQueryPanel * kQueryPanel);
+    for (std::int64_t h = 0; h < R; ++h)
+      for (std::int64_t first = q0; first < std::min(queries.end, seeing.end); first += kQueryPanel) {
+        const std::int64_t width = std::min(kQueryPanel, queries.end - first);
+        const T* const q = strip.q + first * strip.q_stride + h * K;
+        const T* const dout = adjoint.dout + first * adjoint.dout_stride + h * V;
+        T* const dq = adjoint.dq ? adjoint.dq + first * adjoint.dq_stride + h * K : nullptr;
+        copy_rows(width, K, q, strip.q_stride, query_rows, ldk);
+        copy_rows(width, V, dout, adjoint.dout_stride, dout_rows, ldv);
+        for (std::int64_t c = 0; c < width; ++c) scale_row(K, factor, query_rows + c * ldk, scaled + c * ldk);
+        transpose(width, K, scaled, ldk, query_panel, kQueryPanel);
+        for (std::int64_t c = 0; c < width; ++c) scale_row(V, scale, dout_rows + c * ldv, scaled + c * ldv);
+        transpose(width, V, scaled, ldv, dout_panel, kQueryPanel);
+        for (std::int64_t c = 0; c < kQueryPanel; ++c) {
+          const std::int64_t i = first + std::min(c, width - 1);
+          log_sums[c] = adjoint.log_sums[i * adjoint.stat_stride + h] * static_cast<T>(kScorePerNatural<T>);
+          means[c] = all_means[(i - queries.begin) * R + h];
+        }
+        if (dq) copy_rows(width, K, dq, adjoint.dq_stride, dqueries, ldk);
+        int queries_finite = -1, douts_finite = -1;
+
+        for (std::int64_t t0 = 0; t0 < rows; t0 += kKeyTile) {
+          const std::int64_t in_tile = std::min(kKeyTile, rows - t0);
+          const Visible<T> visible(
+              strip, width, [&](std::int64_t c) { return strip.offset + first + c; }, b0 + t0, in_tile);
+          if (visible.empty()) continue;
+          const std::int64_t from = visible.begin, seen = visible.end - from, at = t0 + from;
+          T *const p = probabilities + from * kQueryPanel, *const ds = dscores + from * kQueryPanel;
+          product(seen, width, K, key_rows + at * ldk, ldk, 1, query_panel, kQueryPanel, p, kQueryPanel);
+          product(seen, width, V, value_rows + at * ldv, ldv, 1, dout_panel, kQueryPanel, ds, kQueryPanel);
+          adjoint_of_softmax(width, visible, probabilities, dscores, log_sums, means);
+          const bool masked = visible.masked;
+          const Epilogue<T> add{.beta = T(1)};
+          if (dq) {
+            int& finite = keys_finite[t0 / kKeyTile];
+            if (masked && finite < 0) finite = all_finite(in_tile, K, key_rows + t0 * ldk, ldk);
+            if (masked && !finite)
+              add_product_within(width, K, dscores, 1, kQueryPanel, key_rows + t0 * ldk, ldk, dqueries, ldk,
+                                 [&](std::int64_t c) { return visible.keys(c); });
+            else
+              product(width, K, seen, ds, 1, kQueryPanel, key_rows + at * ldk, ldk, dqueries, ldk, add);
+          }
+          if (!adjoint.dk) continue;
+          if (masked && queries_finite < 0) {
+            queries_finite = all_finite(width, K, query_rows, ldk);
+            douts_finite = all_finite(width, V, dout_rows, ldv);
+          }
+          const auto columns = [&](std::int64_t j) { return visible.columns(from + j, width); };
+          if (masked && !douts_finite)
+            add_product_within(seen, V, p, kQueryPanel, 1, dout_rows, ldv, dvalues + at * ldv, ldv, columns);
+          else
+            product(seen, V, width, p, kQueryPanel, 1, dout_rows, ldv, dvalues + at * ldv, ldv, add);
+          if (masked && !queries_finite)
+            add_product_within(seen, K, ds, kQueryPanel, 1, query_rows, ldk, dkeys + at * ldk, ldk, columns);
+          else
+            product(seen, K, width, ds, kQueryPanel, 1, query_rows, ldk, dkeys + at * ldk, ldk, add);
+        }
+        if (dq)
+          for (std::int64_t c = 0; c < width; ++c)
+            std::memcpy(dq + c * adjoint.dq_stride, dqueries + c * ldk, static_cast<std::size_t>(K) * sizeof(T));
+      }
+    if (adjoint.dk)
+      for (std::int64_t r = 0; r < rows; ++r) {
+        T* dk = adjoint.dk + (b0 + r) * adjoint.dk_stride;
+        T* dv = adjoint.dv + (b0 + r) * adjoint.dv_stride;
+        for (std::int64_t c = 0; c < K; ++c) dk[c] = (adjoint.add ? dk[c] : T(0)) + dkeys[r * ldk + c];
+        for (std::int64_t c = 0; c < V; ++c) dv[c] = (adjoint.add ? dv[c] : T(0)) + dvalues[r * ldv + c];
+      }
+  }
+}
+
+void forward_f32(const Strip<float>& s, const Online<float>& o, std::int64_t a, std::int64_t b) {
+  forward_columns(s, o, a, b);
+}
+void forward_f64(const Strip<double>& s, const Online<double>& o, std::int64_t a, std::int64_t b) {
+  forward_columns(s, o, a, b);
+}
+void backward_f32(const Strip<float>& s, const Adjoint<float>& a, Range q, Range k) { backward_range(s, a, q, k); }
+void backward_f64(const Strip<double>& s, const Adjoint<double>& a, Range q, Range k) { backward_range(s, a, q, k); }
+const char* instruction_set_here() { return hwy::TargetName(HWY_TARGET); }
+
+}  // namespace loglinear::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace loglinear::attention {
+
+HWY_EXPORT(forward_f32);
+HWY_EXPORT(forward_f64);
+HWY_EXPORT(backward_f32);
+HWY_EXPORT(backward_f64);
+HWY_EXPORT(instruction_set_here);
+
+namespace {
+
+void prepare() { apply_instruction_set_from_environment(); }
+
+// What a thread keeps of its scratch memory for its next call.
+template <class T>
+void trim() {
+  Pool<T>::trim(std::size_t{16} << 20);
+}
+
+}  // namespace
+
+template <>
+void forward(const Strip<float>& strip, const Online<float>& online, std::int64_t first, std::int64_t last) {
+  prepare();
+  HWY_DYNAMIC_DISPATCH(forward_f32)(strip, online, first, last);
+  trim<float>();
+}
+
+template <>
+void forward(const Strip<double>& strip, const Online<double>& online, std::int64_t first, std::int64_t last) {
+  prepare();
+  HWY_DYNAMIC_DISPATCH(forward_f64)(strip, online, first, last);
+  trim<double>();
+}
+
+template <>
+void backward(const Strip<float>& strip, const Adjoint<float>& adjoint, Range queries, Range keys) {
+  prepare();
+  HWY_DYNAMIC_DISPATCH(backward_f32)(strip, adjoint, queries, keys);
+  trim<float>();
+}
+
+template <>
+void backward(const Strip<double>& strip, const Adjoint<double>& adjoint, Range queries, Range keys) {
+  prepare();
+  HWY_DYNAMIC_DISPATCH(backward_f64)(strip, adjoint, queries, keys);
+  trim<double>();
+}
+
+const char* instruction_set() {
+  prepare();
+  return HWY_DYNAMIC_DISPATCH(instruction_set_here)();
+}
+
+}  // namespace loglinear::attention
+#endif
