@@ -235,6 +235,7 @@ void forward_columns(const Strip<T>& strip, const Online<T>& online, std::int64_
     for (std::int64_t c = 0; c < columns; ++c) {
       const std::int64_t stat = query_of(c) * online.stat_stride + head_of(c);
       peak[c] = online.peak[stat], weight[c] = online.weight[stat];
+      if (weight[c] == 0) continue;  // nothing seen: out was not written
       std::memcpy(sums + c * ldv, online.out + query_of(c) * online.out_stride + head_of(c) * V,
                   static_cast<std::size_t>(V) * sizeof(T));
     }

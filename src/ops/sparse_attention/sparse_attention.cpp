@@ -1,12 +1,11 @@
 #include "loglinear/sparse_attention.hpp"
 
 #include <algorithm>
-#include <cmath>
+#include <limits>
 #include <vector>
 
 #include "base/attention.hpp"
 #include "base/op_timer.hpp"
-#include "base/vector_math.hpp"
 
 namespace loglinear {
 namespace {
@@ -24,14 +23,16 @@ void check(const char* where, std::span<const AttentionSequence> sequences, cons
     fail(where, "shape has a window or is not causal: the pattern says what is seen");
 }
 
-// The keys that the token at `position` sees, oldest first.
-std::vector<std::int64_t> visible(const SparsePattern& pattern, std::int64_t position) {
-  std::vector<std::int64_t> keys;
-  if (pattern.stride > 0)
-    for (std::int64_t s = position % pattern.stride; s <= position - pattern.window; s += pattern.stride)
-      keys.push_back(s);
-  for (std::int64_t s = std::max<std::int64_t>(0, position - pattern.window + 1); s <= position; ++s) keys.push_back(s);
-  return keys;
+// The pairs in two parts that share none: those within the window, and those further apart whose distance is a multiple
+// of the stride. The second is dense causal attention within each class of positions a stride apart.
+attention::Lags near_lags(const SparsePattern& pattern) { return {0, pattern.window - 1}; }
+attention::Lags far_lags(const SparsePattern& pattern) { return {pattern.window, attention::Lags::kUnbounded}; }
+
+// Classes of a sequence that hold a pair of the second part.
+std::int64_t classes(const SparsePattern& pattern, const AttentionSequence& seq) {
+  if (pattern.stride == 0) return 0;
+  const std::int64_t least = (pattern.window + pattern.stride - 1) / pattern.stride * pattern.stride;  // distance
+  return std::clamp<std::int64_t>(seq.k_count - least, 0, pattern.stride);
 }
 
 }  // namespace
@@ -54,30 +55,62 @@ void sparse_attention_forward(std::span<const AttentionSequence> sequences, cons
   const TimedOperator timed("sparse_attention");
   constexpr const char* where = "sparse_attention.forward";
   check(where, sequences, shape, pattern, false);
-  const std::int64_t H = shape.heads, G = shape.kv_heads, K = shape.key_width, V = shape.value_width;
+  const std::int64_t H = shape.heads, G = shape.kv_heads, R = H / G, K = shape.key_width, V = shape.value_width;
   const auto [q_rows, k_rows] = attention::extent(sequences);
   check_rows(where, "q", q_rows, H * K, q, q_stride);
   check_rows(where, "k", k_rows, G * K, k, k_stride);
   check_rows(where, "v", k_rows, G * V, v, v_stride);
   check_rows(where, "out", q_rows, H * V, out, out_stride);
-  const T scale = static_cast<T>(attention::scale_of(shape));
-  for (const AttentionSequence& seq : sequences)
-    parallel_for(seq.q_count, threads, [&](std::int64_t i) {
-      const std::vector<std::int64_t> keys = visible(pattern, seq.k_count - seq.q_count + i);
-      std::vector<T> row(keys.size());
-      for (std::int64_t h = 0; h < H; ++h) {
-        const std::int64_t group = h / (H / G), n = static_cast<std::int64_t>(keys.size());
-        for (std::size_t j = 0; j < keys.size(); ++j)
-          row[j] = scale * vec::dot(K, q + (seq.q_begin + i) * q_stride + h * K,
-                                    k + (seq.k_begin + keys[j]) * k_stride + group * K);
-        const T peak = vec::max(n, row.data()), sum = vec::exp_sum(n, row.data(), peak, row.data());
-        T* to = out + (seq.q_begin + i) * out_stride + h * V;
-        std::fill_n(to, V, T(0));
-        for (std::size_t j = 0; j < keys.size(); ++j)
-          vec::add_scaled(V, row[j] / sum, v + (seq.k_begin + keys[j]) * v_stride + group * V, to);
-        if (log_sums) log_sums[(seq.q_begin + i) * H + h] = peak + std::log(sum);
-      }
-    });
+  const attention::Inputs<T> in{q, k, v, q_stride, k_stride, v_stride};
+  struct Item {
+    std::size_t sequence;
+    std::int64_t group, residue, first;  // first column
+  };
+  std::vector<Item> items;
+  // Of the far part each query keeps its statistics, and in `out` the undivided sum, for the near part to go on from.
+  std::int64_t far_rows = 0;
+  for (std::size_t s = 0; s < sequences.size(); ++s) {
+    const AttentionSequence& seq = sequences[s];
+    if (classes(pattern, seq) > 0 && seq.q_count > 0) far_rows = std::max(far_rows, seq.q_begin + seq.q_count);
+    for (std::int64_t residue = 0; residue < classes(pattern, seq); ++residue) {
+      const auto strip = attention::strip_of(in, seq, shape, 0, far_lags(pattern), pattern.stride, residue);
+      for (std::int64_t first = 0; first < strip.q_count * R; first += attention::kColumns)
+        for (std::int64_t group = 0; group < G; ++group) items.push_back({s, group, residue, first});
+    }
+  }
+  // Queries of no class have seen nothing.
+  std::vector<T> peak(static_cast<std::size_t>(far_rows * H), -std::numeric_limits<T>::infinity()), weight(peak.size());
+  const auto online_of = [&](const attention::Strip<T>& strip, std::int64_t group) {
+    attention::Online<T> online;
+    const std::int64_t stat = strip.q_row * H + group * R;
+    online.out = out + strip.q_row * out_stride + group * R * V, online.out_stride = out_stride * strip.step;
+    online.stat_stride = H * strip.step;
+    if (log_sums) online.log_sums = log_sums + stat;
+    if (!peak.empty()) online.peak = peak.data() + stat, online.weight = weight.data() + stat;
+    return online;
+  };
+  const auto run = [&](const attention::Strip<T>& strip, const attention::Online<T>& online, std::int64_t first) {
+    attention::forward(strip, online, first, std::min(first + attention::kColumns, strip.q_count * R));
+  };
+  parallel_for(static_cast<std::int64_t>(items.size()), threads, [&](std::int64_t i) {
+    const auto& [s, group, residue, first] = items[static_cast<std::size_t>(i)];
+    const auto strip = attention::strip_of(in, sequences[s], shape, group, far_lags(pattern), pattern.stride, residue);
+    attention::Online<T> online = online_of(strip, group);
+    online.finish = false;
+    run(strip, online, first);
+  });
+
+  items.clear();
+  for (std::size_t s = 0; s < sequences.size(); ++s)
+    for (std::int64_t first = 0; first < sequences[s].q_count * R; first += attention::kColumns)
+      for (std::int64_t group = 0; group < G; ++group) items.push_back({s, group, 0, first});
+  parallel_for(static_cast<std::int64_t>(items.size()), threads, [&](std::int64_t i) {
+    const auto& [s, group, residue, first] = items[static_cast<std::size_t>(i)];
+    const auto strip = attention::strip_of(in, sequences[s], shape, group, near_lags(pattern));
+    attention::Online<T> online = online_of(strip, group);
+    online.resume = classes(pattern, sequences[s]) > 0;
+    run(strip, online, first);
+  });
 }
 
 template <class T>
@@ -90,7 +123,7 @@ void sparse_attention_backward(std::span<const AttentionSequence> sequences, con
   const TimedOperator timed("sparse_attention");
   constexpr const char* where = "sparse_attention.backward";
   check(where, sequences, shape, pattern, true);
-  const std::int64_t H = shape.heads, G = shape.kv_heads, K = shape.key_width, V = shape.value_width;
+  const std::int64_t H = shape.heads, G = shape.kv_heads, R = H / G, K = shape.key_width, V = shape.value_width;
   const auto [q_rows, k_rows] = attention::extent(sequences);
   check_rows(where, "q", q_rows, H * K, q, q_stride);
   check_rows(where, "k", k_rows, G * K, k, k_stride);
@@ -101,35 +134,31 @@ void sparse_attention_backward(std::span<const AttentionSequence> sequences, con
   check_rows(where, "dq", q_rows, H * K, dq, dq_stride);
   check_rows(where, "dk", k_rows, G * K, dk, dk_stride);
   check_rows(where, "dv", k_rows, G * V, dv, dv_stride);
-  const T scale = static_cast<T>(attention::scale_of(shape));
-  parallel_for(static_cast<std::int64_t>(sequences.size()) * G, threads, [&](std::int64_t item) {
-    const AttentionSequence& seq = sequences[static_cast<std::size_t>(item / G)];
-    const std::int64_t group = item % G;
-    for (std::int64_t j = 0; j < seq.k_count; ++j) {
-      std::fill_n(dk + (seq.k_begin + j) * dk_stride + group * K, K, T(0));
-      std::fill_n(dv + (seq.k_begin + j) * dv_stride + group * V, V, T(0));
+  const attention::Inputs<T> in{q, k, v, q_stride, k_stride, v_stride};
+  std::vector<attention::StripAdjoint<T>> near, far;
+  const auto add = [&](auto& strips, const attention::Strip<T>& strip, std::int64_t group) {
+    if (strip.k_count == 0) return;
+    const std::int64_t step = strip.step;
+    attention::Adjoint<T> a;
+    a.add = &strips == &far;
+    if (strip.q_count > 0) {
+      a.out = out + strip.q_row * out_stride + group * R * V, a.out_stride = out_stride * step;
+      a.dout = dout + strip.q_row * dout_stride + group * R * V, a.dout_stride = dout_stride * step;
+      a.log_sums = log_sums + strip.q_row * H + group * R, a.stat_stride = H * step;
+      a.dq = dq + strip.q_row * dq_stride + group * R * K, a.dq_stride = dq_stride * step;
     }
-    for (std::int64_t i = 0; i < seq.q_count; ++i) {
-      const std::vector<std::int64_t> keys = visible(pattern, seq.k_count - seq.q_count + i);
-      const std::int64_t n = seq.q_begin + i;
-      for (std::int64_t h = group * (H / G); h < (group + 1) * (H / G); ++h) {
-        const T* query = q + n * q_stride + h * K;
-        const T* dto = dout + n * dout_stride + h * V;
-        T* dquery = dq + n * dq_stride + h * K;
-        const T mean = vec::dot(V, dto, out + n * out_stride + h * V);
-        std::fill_n(dquery, K, T(0));
-        for (const std::int64_t s : keys) {
-          const std::int64_t at = seq.k_begin + s;
-          const T* key = k + at * k_stride + group * K;
-          const T p = std::exp(scale * vec::dot(K, query, key) - log_sums[n * H + h]);
-          const T dscore = scale * p * (vec::dot(V, dto, v + at * v_stride + group * V) - mean);
-          vec::add_scaled(K, dscore, key, dquery);
-          vec::add_scaled(K, dscore, query, dk + at * dk_stride + group * K);
-          vec::add_scaled(V, p, dto, dv + at * dv_stride + group * V);
-        }
-      }
+    a.dk = dk + strip.k_row * dk_stride + group * K, a.dk_stride = dk_stride * step;
+    a.dv = dv + strip.k_row * dv_stride + group * V, a.dv_stride = dv_stride * step;
+    strips.push_back({strip, a});
+  };
+  for (const AttentionSequence& seq : sequences)
+    for (std::int64_t group = 0; group < G; ++group) {
+      add(near, attention::strip_of(in, seq, shape, group, near_lags(pattern)), group);
+      for (std::int64_t residue = 0; residue < classes(pattern, seq); ++residue)
+        add(far, attention::strip_of(in, seq, shape, group, far_lags(pattern), pattern.stride, residue), group);
     }
-  });
+  attention::backward<T>(near, threads);
+  attention::backward<T>(far, threads);
 }
 
 #define LOGLINEAR_SPARSE_ATTENTION(T)                                                                           \

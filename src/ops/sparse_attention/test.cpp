@@ -62,7 +62,8 @@ TYPED_TEST(SparseAttention, masked_dense_attention) {
       expect_rows(o.log_sums, want.log_sums, bound / 8, "log_sums");
     }
   for (const SparsePattern& pattern : kPatterns)
-    for (const Sequences& sequences : {packed({1, 0, 150, 66, 203}), Sequences{{2, 3, 1, 80}, {6, 140, 83, 290}}}) {
+    for (const Sequences& sequences :
+         {packed({1, 0, 150, 66, 203}), Sequences{{2, 3, 1, 80}, {5, 0, 81, 2}, {6, 140, 83, 290}}}) {
       const Problem<T> p(sequences, shape_of(6, 2, 9, 16, 0, 0.4), pattern, 2);
       const auto g = p.backward();
       const auto want = p.definition();

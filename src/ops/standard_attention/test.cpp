@@ -58,7 +58,8 @@ TYPED_TEST(StandardAttention, gradients_of_the_definition) {
   using T = TypeParam;
   for (bool causal : {true, false})
     for (std::int64_t window : {0, 33})
-      for (const Sequences& sequences : {packed({1, 0, 150, 66, 203}), Sequences{{2, 3, 1, 80}, {6, 140, 83, 290}}}) {
+      for (const Sequences& sequences :
+           {packed({1, 0, 150, 66, 203}), Sequences{{2, 3, 1, 80}, {5, 0, 81, 2}, {6, 140, 83, 290}}}) {
         const Problem<T> p(sequences, shape_of(6, 2, 9, 5, window, 0.4, causal), 2);
         const auto g = p.backward();
         const auto want = p.definition();
