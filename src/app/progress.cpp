@@ -24,6 +24,19 @@ std::string format_count(double count) {
   return fmt::format("{:.4g}G", count / 1e9);
 }
 
+std::string format_bytes(double bytes) {
+  if (!std::isfinite(bytes)) return "-";
+  const char* units[] = {"B", "KiB", "MiB", "GiB"};
+  std::size_t unit = 0;
+  while (bytes >= 1024 && unit < 3) bytes /= 1024, ++unit;
+  return unit == 0 ? fmt::format("{:.0f} B", bytes) : fmt::format("{:.1f} {}", bytes, units[unit]);
+}
+
+std::string format_milliseconds(double ms) {
+  if (!std::isfinite(ms)) return "-";
+  return fmt::format("{:.{}f}", ms, ms >= 100 ? 1 : ms >= 10 ? 2 : ms >= 1 ? 3 : 4);
+}
+
 double monotonic_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }

@@ -12,6 +12,10 @@ namespace loglinear::app {
 std::string format_duration(double seconds);
 // "950", "12.3k", "1.25M".
 std::string format_count(double count);
+// "512 B", "1.5 KiB", "20.0 GiB"; "-" when it is not finite.
+std::string format_bytes(double bytes);
+// Three or four digits, whatever the size: "0.0123", "12.34", "1234.5"; "-" when it is not finite.
+std::string format_milliseconds(double ms);
 
 // Seconds on a clock that never goes back.
 double monotonic_seconds();

@@ -9,10 +9,6 @@
 
 #include <fmt/format.h>
 
-#if defined(__GLIBC__)
-#include <malloc.h>
-#endif
-
 #include "app/progress.hpp"
 #include "base/cpu_features.hpp"
 #include "base/parallel.hpp"
@@ -39,19 +35,6 @@ double to_double(T x) {
     return static_cast<double>(static_cast<float>(x));
   else
     return static_cast<double>(x);
-}
-
-// Value number i of a stream is a function of i alone, so threads may share the work.
-template <class T, class Draw>
-void fill(std::vector<T>& x, std::int64_t count, std::uint64_t seed, std::uint64_t stream, const Draw& draw) {
-  x.resize(static_cast<std::size_t>(count));
-  const Random random(seed, stream);
-  constexpr std::int64_t kBlock = 1 << 16;
-  parallel_for((count + kBlock - 1) / kBlock, 0, [&](std::int64_t block) {
-    for (std::int64_t i = block * kBlock; i < std::min(count, (block + 1) * kBlock); ++i)
-      x[static_cast<std::size_t>(i)] = static_cast<T>(
-          static_cast<float>(draw(static_cast<double>(random.at(static_cast<std::uint64_t>(i)) >> 11) * 0x1p-53)));
-  });
 }
 
 // The arrays of a call of T tokens and, wanted, those of its gradients.
@@ -228,16 +211,6 @@ Results definition(Args a, std::span<const State> initial) {
   return results(a);
 }
 
-// |got - want| / |want| in the 2-norm; NaN where either has one.
-double relative_error(const std::vector<double>& got, const std::vector<double>& want) {
-  double difference = 0, norm = 0;
-  for (std::size_t i = 0; i < want.size(); ++i) {
-    difference += (got[i] - want[i]) * (got[i] - want[i]);
-    norm += want[i] * want[i];
-  }
-  return norm == 0 ? std::sqrt(difference) : std::sqrt(difference / norm);
-}
-
 // docs/numerics.md
 double bound_of(const OpCase& c, const std::string& name) {
   const bool gate = name == "dg" || name == "dbeta" || name == "dlevel_scales";
@@ -278,13 +251,6 @@ Row row_of(const OpCase& c, const char* form) {
 void take(Row& row, const Timing& t) {
   row.runs = t.runs;
   row.ms = t.median, row.ms_min = t.min, row.ms_max = t.max, row.ms_mean = t.mean;
-}
-
-// Gives what was freed back to the system, so that resident memory is what is in use.
-void release_memory() {
-#if defined(__GLIBC__)
-  malloc_trim(0);
-#endif
 }
 
 // Times the calls and takes the most memory that was resident during them.

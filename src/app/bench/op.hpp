@@ -2,17 +2,10 @@
 // The log-linear operator: correct first, then timed.
 
 #include <cstdint>
-#include <stdexcept>
 
 #include "app/bench/row.hpp"
 
 namespace loglinear::app::bench {
-
-// The result of a case is not what it has to be: there is nothing to report about its speed.
-class WrongResult : public std::runtime_error {
- public:
-  using std::runtime_error::runtime_error;
-};
 
 struct OpCase {
   Rule rule = Rule::scalar_decay;

@@ -17,26 +17,8 @@ using nlohmann::ordered_json;
 constexpr const char* kWhere = "bench --against";
 constexpr std::uint64_t kLongestFile = 64 << 20;
 
-ordered_json number(double x) { return std::isfinite(x) ? ordered_json(x) : ordered_json(); }
-// A number of things or bytes.
-ordered_json whole(double x) {
-  return std::isfinite(x) ? ordered_json(static_cast<std::int64_t>(std::llround(x))) : ordered_json();
-}
 ordered_json text(const std::string& x) { return x.empty() ? ordered_json() : ordered_json(x); }
 
-std::string bytes_text(double bytes) {
-  if (!std::isfinite(bytes)) return "-";
-  const char* units[] = {"B", "KiB", "MiB", "GiB"};
-  std::size_t unit = 0;
-  while (bytes >= 1024 && unit < 3) bytes /= 1024, ++unit;
-  return unit == 0 ? fmt::format("{:.0f} B", bytes) : fmt::format("{:.1f} {}", bytes, units[unit]);
-}
-
-// Three or four digits, whatever the size.
-std::string time_text(double ms) {
-  if (!std::isfinite(ms)) return "-";
-  return fmt::format("{:.{}f}", ms, ms >= 100 ? 1 : ms >= 10 ? 2 : ms >= 1 ? 3 : 4);
-}
 std::string number_text(double x, int digits) { return std::isfinite(x) ? fmt::format("{:.{}f}", x, digits) : "-"; }
 std::string count_text(double x) { return std::isfinite(x) ? format_count(x) : "-"; }
 
@@ -60,14 +42,15 @@ const Column kOpColumns[] = {
     {"form", -8, [](const Row& r) { return r.form; }},
     {"dtype", -5, [](const Row& r) { return r.dtype; }},
     {"shape", -29, [](const Row& r) { return shape_text(r); }},
-    {"ms", 8, [](const Row& r) { return time_text(r.ms); }},
-    {"min .. max", 18, [](const Row& r) { return time_text(r.ms_min) + " .. " + time_text(r.ms_max); }},
+    {"ms", 8, [](const Row& r) { return format_milliseconds(r.ms); }},
+    {"min .. max", 18,
+     [](const Row& r) { return format_milliseconds(r.ms_min) + " .. " + format_milliseconds(r.ms_max); }},
     {"GFLOP/s", 7, [](const Row& r) { return number_text(r.gflops, 1); }},
     {"of peak", 7, [](const Row& r) { return percent_text(r.percent); }},
     {"tokens/s", 8, [](const Row& r) { return count_text(r.tokens_per_s); }},
-    {"state", 9, [](const Row& r) { return bytes_text(r.state_bytes); }},
-    {"in + out", 9, [](const Row& r) { return bytes_text(r.argument_bytes); }},
-    {"peak mem", 9, [](const Row& r) { return bytes_text(r.peak_bytes); }},
+    {"state", 9, [](const Row& r) { return format_bytes(r.state_bytes); }},
+    {"in + out", 9, [](const Row& r) { return format_bytes(r.argument_bytes); }},
+    {"peak mem", 9, [](const Row& r) { return format_bytes(r.peak_bytes); }},
 };
 const Column kStepColumns[] = {
     {"rule", -12, [](const Row& r) { return r.rule; }},
@@ -75,13 +58,14 @@ const Column kStepColumns[] = {
     {"dtype", -5, [](const Row& r) { return r.dtype; }},
     {"shape", -29, [](const Row& r) { return shape_text(r); }},
     {"position", 9, [](const Row& r) { return fmt::format("{}", r.position); }},
-    {"ms", 8, [](const Row& r) { return time_text(r.ms); }},
-    {"min .. max", 18, [](const Row& r) { return time_text(r.ms_min) + " .. " + time_text(r.ms_max); }},
-    {"mean ms", 8, [](const Row& r) { return time_text(r.ms_mean); }},
+    {"ms", 8, [](const Row& r) { return format_milliseconds(r.ms); }},
+    {"min .. max", 18,
+     [](const Row& r) { return format_milliseconds(r.ms_min) + " .. " + format_milliseconds(r.ms_max); }},
+    {"mean ms", 8, [](const Row& r) { return format_milliseconds(r.ms_mean); }},
     {"GB/s", 6, [](const Row& r) { return number_text(r.gbs, 1); }},
     {"of peak", 12, [](const Row& r) { return percent_text(r.percent) + " " + r.memory; }},
     {"tokens/s", 8, [](const Row& r) { return count_text(r.tokens_per_s); }},
-    {"state", 9, [](const Row& r) { return bytes_text(r.state_bytes); }},
+    {"state", 9, [](const Row& r) { return format_bytes(r.state_bytes); }},
 };
 const Column kModelColumns[] = {
     {"model", -12, [](const Row& r) { return r.model; }},
@@ -89,12 +73,13 @@ const Column kModelColumns[] = {
     {"dtype", -5, [](const Row& r) { return r.dtype; }},
     {"shape", -29, [](const Row& r) { return shape_text(r); }},
     {"params", 7, [](const Row& r) { return count_text(r.parameters); }},
-    {"ms", 8, [](const Row& r) { return time_text(r.ms); }},
-    {"min .. max", 18, [](const Row& r) { return time_text(r.ms_min) + " .. " + time_text(r.ms_max); }},
+    {"ms", 8, [](const Row& r) { return format_milliseconds(r.ms); }},
+    {"min .. max", 18,
+     [](const Row& r) { return format_milliseconds(r.ms_min) + " .. " + format_milliseconds(r.ms_max); }},
     {"tokens/s", 8, [](const Row& r) { return count_text(r.tokens_per_s); }},
     {"products GFLOP/s", 16, [](const Row& r) { return number_text(r.gflops, 1); }},
     {"of peak", 7, [](const Row& r) { return percent_text(r.percent); }},
-    {"state", 9, [](const Row& r) { return bytes_text(r.state_bytes); }},
+    {"state", 9, [](const Row& r) { return format_bytes(r.state_bytes); }},
 };
 
 std::span<const Column> columns_of(const Row& row) {
@@ -139,7 +124,7 @@ Earlier earlier_of(const json& row) {
 ordered_json to_json(const Row& row) {
   const Shape& s = row.shape;
   ordered_json shares;
-  for (const auto& [name, percent] : row.shares) shares[name] = number(percent);
+  for (const auto& [name, percent] : row.shares) shares[name] = json_number(percent);
   return {{"op", row.op},
           {"model", text(row.model)},
           {"rule", row.rule},
@@ -157,26 +142,26 @@ ordered_json to_json(const Row& row) {
           {"position", row.position < 0 ? ordered_json() : ordered_json(row.position)},
           {"chunk", row.chunk},
           {"runs", row.runs},
-          {"ms", number(row.ms)},
-          {"ms_min", number(row.ms_min)},
-          {"ms_max", number(row.ms_max)},
-          {"ms_mean", number(row.ms_mean)},
-          {"gflops", number(row.gflops)},
-          {"peak_gflops", number(row.peak_gflops)},
+          {"ms", json_number(row.ms)},
+          {"ms_min", json_number(row.ms_min)},
+          {"ms_max", json_number(row.ms_max)},
+          {"ms_mean", json_number(row.ms_mean)},
+          {"gflops", json_number(row.gflops)},
+          {"peak_gflops", json_number(row.peak_gflops)},
           {"peak_bf16_gflops", nullptr},  // no kernel uses such instructions
-          {"gbs", number(row.gbs)},
-          {"peak_gbs", number(row.peak_gbs)},
+          {"gbs", json_number(row.gbs)},
+          {"peak_gbs", json_number(row.peak_gbs)},
           {"memory", text(row.memory)},
-          {"percent", number(row.percent)},
-          {"state_bytes", whole(row.state_bytes)},
-          {"live_bytes", whole(row.live_bytes)},
-          {"argument_bytes", whole(row.argument_bytes)},
-          {"peak_bytes", whole(row.peak_bytes)},
-          {"tokens_per_s", number(row.tokens_per_s)},
-          {"parameters", whole(row.parameters)},
+          {"percent", json_number(row.percent)},
+          {"state_bytes", json_whole(row.state_bytes)},
+          {"live_bytes", json_whole(row.live_bytes)},
+          {"argument_bytes", json_whole(row.argument_bytes)},
+          {"peak_bytes", json_whole(row.peak_bytes)},
+          {"tokens_per_s", json_number(row.tokens_per_s)},
+          {"parameters", json_whole(row.parameters)},
           {"shares", shares},
-          {"against_ms", number(row.against_ms)},
-          {"change_percent", number(row.change_percent)}};
+          {"against_ms", json_number(row.against_ms)},
+          {"change_percent", json_number(row.change_percent)}};
 }
 
 ordered_json to_json(const std::vector<Row>& rows) {
@@ -194,7 +179,7 @@ std::string header(const Peaks& peaks) {
   for (std::size_t i = 0; i < peaks.memory.size(); ++i) {
     const Bandwidth& level = peaks.memory[i];
     out += fmt::format("{}{:.1f} GB/s {}", i ? ", " : "", 1e-9 * level.bytes_per_second, level.name);
-    if (std::isfinite(level.capacity)) out += " (" + bytes_text(level.capacity) + ")";
+    if (std::isfinite(level.capacity)) out += " (" + format_bytes(level.capacity) + ")";
   }
   return out + "\n";
 }
@@ -209,7 +194,7 @@ std::string table_lines(const Row* previous, const Row& row) {
   }
   for (const Column& column : columns) out += padded(column.text(row), column.width) + "  ";
   if (std::isfinite(row.change_percent))
-    out += fmt::format("{:+.1f} % against {} ms", row.change_percent, time_text(row.against_ms));
+    out += fmt::format("{:+.1f} % against {} ms", row.change_percent, format_milliseconds(row.against_ms));
   while (out.ends_with(' ')) out.pop_back();
   out += "\n";
   if (!row.shares.empty()) {

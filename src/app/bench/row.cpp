@@ -4,9 +4,7 @@
 #include <bit>
 #include <charconv>
 #include <cmath>
-#include <numeric>
 
-#include "app/progress.hpp"
 #include "base/error.hpp"
 
 namespace loglinear::app::bench {
@@ -86,30 +84,6 @@ const Bandwidth& Peaks::level_of(double bytes) const {
   for (const Bandwidth& level : memory)
     if (bytes <= level.capacity) return level;
   return memory.back();
-}
-
-Timing timing_of(std::vector<double> ms) {
-  Timing t;
-  t.runs = static_cast<int>(ms.size());
-  if (ms.empty()) return t;
-  std::sort(ms.begin(), ms.end());
-  const std::size_t half = ms.size() / 2;
-  t.median = ms.size() % 2 ? ms[half] : (ms[half - 1] + ms[half]) / 2;
-  t.min = ms.front(), t.max = ms.back();
-  t.mean = std::accumulate(ms.begin(), ms.end(), 0.0) / static_cast<double>(ms.size());
-  return t;
-}
-
-Timing time_calls(double seconds, const std::function<void()>& call) {
-  std::vector<double> ms;
-  const double begin = monotonic_seconds();
-  for (;;) {
-    const double start = monotonic_seconds();
-    call();
-    const double now = monotonic_seconds(), spent = now - begin;
-    ms.push_back(1e3 * (now - start));
-    if (spent >= seconds && (ms.size() >= 3 || spent >= 3 * seconds)) return timing_of(std::move(ms));
-  }
 }
 
 }  // namespace loglinear::app::bench

@@ -2,20 +2,17 @@
 // What a benchmark of `loglinear bench` measures and what it says about it.
 
 #include <cstdint>
-#include <functional>
-#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "app/measure.hpp"
 #include "base/machine.hpp"
 #include "loglinear/rule.hpp"
 #include "loglinear/state.hpp"
 #include "loglinear/tensor.hpp"
 
 namespace loglinear::app::bench {
-
-inline constexpr double kAbsent = std::numeric_limits<double>::quiet_NaN();
 
 // Sizes of a call; 0: chosen by resolved(). T is not read for steps.
 struct Shape {
@@ -76,14 +73,5 @@ struct Row {
   std::vector<std::pair<std::string, double>> shares;  // percent of a training step by operator, largest first
   double against_ms = kAbsent, change_percent = kAbsent;
 };
-
-// Times of repeated calls, in milliseconds.
-struct Timing {
-  int runs = 0;
-  double median = kAbsent, min = kAbsent, max = kAbsent, mean = kAbsent;
-};
-Timing timing_of(std::vector<double> ms);
-// Calls `call` for about so many seconds, and at least three times unless that takes more than three times as long.
-Timing time_calls(double seconds, const std::function<void()>& call);
 
 }  // namespace loglinear::app::bench

@@ -1,0 +1,67 @@
+#pragma once
+// Time, memory and distance: what the benchmarks of `loglinear bench` and `loglinear compare` measure with.
+
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <stdexcept>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "base/parallel.hpp"
+#include "base/random.hpp"
+
+namespace loglinear::app {
+
+// A number that was not measured or makes no sense.
+inline constexpr double kAbsent = std::numeric_limits<double>::quiet_NaN();
+
+// null where the number is absent or not finite; whole: rounded, of things or bytes.
+nlohmann::ordered_json json_number(double x);
+nlohmann::ordered_json json_whole(double x);
+
+// The result of a case is not what it has to be: there is nothing to report about its speed.
+class WrongResult : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// |got - want| / |want| in the 2-norm, |got| where want is zero; NaN where either has one.
+double relative_error(const std::vector<double>& got, const std::vector<double>& want);
+
+// Times of repeated calls, in milliseconds.
+struct Timing {
+  int runs = 0;
+  double median = kAbsent, min = kAbsent, max = kAbsent, mean = kAbsent;
+};
+Timing timing_of(std::vector<double> ms);
+// Calls `call` for about so many seconds, and at least three times unless that takes more than three times as long.
+Timing time_calls(double seconds, const std::function<void()>& call);
+
+// Gives what was freed back to the system, so that resident memory is what is in use.
+void release_memory();
+
+// The most bytes that became resident while `call` ran once, on a thread of its own: operators keep scratch for the
+// next call of their thread, and a new thread has none. What the call throws is thrown here. NaN where the system does
+// not say.
+double measure_peak_bytes(const std::function<void()>& call);
+
+// Appends values to x until it has `count`; value number i is draw(u), u uniform in [0, 1) and a function of (seed,
+// stream, i) alone.
+template <class T, class Draw>
+void fill(std::vector<T>& x, std::int64_t count, std::uint64_t seed, std::uint64_t stream, const Draw& draw) {
+  const std::int64_t begin = static_cast<std::int64_t>(x.size());
+  if (count <= begin) return;
+  x.resize(static_cast<std::size_t>(count));
+  const Random random(seed, stream);
+  constexpr std::int64_t kBlock = 1 << 16;
+  parallel_for((count - begin + kBlock - 1) / kBlock, 0, [&](std::int64_t block) {
+    const std::int64_t first = begin + block * kBlock;
+    for (std::int64_t i = first; i < std::min(count, first + kBlock); ++i)
+      x[static_cast<std::size_t>(i)] = static_cast<T>(
+          static_cast<float>(draw(static_cast<double>(random.at(static_cast<std::uint64_t>(i)) >> 11) * 0x1p-53)));
+  });
+}
+
+}  // namespace loglinear::app
