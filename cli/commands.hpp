@@ -2,6 +2,7 @@
 // The subcommands. Each has a file of its own, cli/<name>.cpp, that turns its flags into one call into src/app.
 
 #include <functional>
+#include <string>
 #include <string_view>
 
 #include <CLI/CLI.hpp>
@@ -19,7 +20,11 @@ void add_generate(CLI::App& app, Run& run);
 void add_inspect(CLI::App& app, Run& run);
 void add_op(CLI::App& app, Run& run);
 void add_bench(CLI::App& app, Run& run);
+void add_compare(CLI::App& app, Run& run);
 void add_demo(CLI::App& app, Run& run);
+
+// What the user typed, quoted as a shell would want it again.
+const std::string& command_line();
 
 // Thrown by print when the reader of standard output has gone away: the program ends quietly, as `head` expects.
 struct OutputClosed {};

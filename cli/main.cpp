@@ -30,6 +30,24 @@ void print(std::string_view text) {
 
 namespace {
 
+std::string typed;
+
+std::string quoted(const std::string& word) {
+  if (!word.empty() &&
+      word.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./,=:+@%") ==
+          std::string::npos)
+    return word;
+  std::string out = "'";
+  for (const char c : word) out += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return out + "'";
+}
+
+}  // namespace
+
+const std::string& command_line() { return typed; }
+
+namespace {
+
 constexpr const char* kExamples = R"(Examples:
   loglinear train --data book.txt --out model        train on a text file
   loglinear train --out model --data book.txt --resume
@@ -47,12 +65,14 @@ int report(std::string message, int code) {
 }
 
 int run(int argc, char** argv) {
+  typed = "loglinear";
+  for (int i = 1; i < argc; ++i) typed += " " + quoted(argv[i]);
   CLI::App app{"loglinear: language models with log-linear attention, trained and run on the CPU", "loglinear"};
   app.set_version_flag("--version", "loglinear " LOGLINEAR_VERSION);
   app.require_subcommand(0, 1);
   app.footer(kExamples);
   Run command;
-  for (const auto add : {add_train, add_eval, add_generate, add_inspect, add_op, add_bench, add_demo})
+  for (const auto add : {add_train, add_eval, add_generate, add_inspect, add_op, add_bench, add_compare, add_demo})
     add(app, command);
 
   std::string where = "loglinear";

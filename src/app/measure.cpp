@@ -14,7 +14,6 @@
 #include "base/machine.hpp"
 
 namespace loglinear::app {
-
 nlohmann::ordered_json json_number(double x) {
   return std::isfinite(x) ? nlohmann::ordered_json(x) : nlohmann::ordered_json();
 }
@@ -55,6 +54,12 @@ Timing time_calls(double seconds, const std::function<void()>& call) {
     ms.push_back(1e3 * (now - start));
     if (spent >= seconds && (ms.size() >= 3 || spent >= 3 * seconds)) return timing_of(std::move(ms));
   }
+}
+
+void keep_one_heap() {
+#if defined(__GLIBC__)
+  mallopt(M_ARENA_MAX, 1);
+#endif
 }
 
 void release_memory() {

@@ -39,12 +39,15 @@ Timing timing_of(std::vector<double> ms);
 // Calls `call` for about so many seconds, and at least three times unless that takes more than three times as long.
 Timing time_calls(double seconds, const std::function<void()>& call);
 
+// From here on all threads share one heap, if it is called before there are others: of those of threads the allocator
+// keeps what was freed resident, and a call that takes it again seems to take nothing.
+void keep_one_heap();
 // Gives what was freed back to the system, so that resident memory is what is in use.
 void release_memory();
 
 // The most bytes that became resident while `call` ran once, on a thread of its own: operators keep scratch for the
-// next call of their thread, and a new thread has none. What the call throws is thrown here. NaN where the system does
-// not say.
+// next call of their thread, and a new thread has none. Counts all of it only after keep_one_heap(). What the call
+// throws is thrown here. NaN where the system does not say.
 double measure_peak_bytes(const std::function<void()>& call);
 
 // Appends values to x until it has `count`; value number i is draw(u), u uniform in [0, 1) and a function of (seed,

@@ -45,9 +45,9 @@ int count_of(std::string_view list) {
   return static_cast<int>(count);
 }
 
-// A field of /proc/self/status that is given in kB.
-std::int64_t status_bytes(std::string_view field) {
-  std::ifstream file("/proc/self/status");
+// A field of a file like /proc/self/status that is given in kB.
+std::int64_t bytes_in(const char* path, std::string_view field) {
+  std::ifstream file(path);
   for (std::string line; std::getline(file, line);) {
     if (!line.starts_with(field) || line.size() <= field.size() || line[field.size()] != ':') continue;
     const std::size_t digits = line.find_first_of("0123456789");
@@ -101,8 +101,10 @@ std::int64_t memory_bytes() {
   return pages > 0 && size > 0 ? static_cast<std::int64_t>(pages) * size : -1;
 }
 
-std::int64_t resident_bytes() { return status_bytes("VmRSS"); }
-std::int64_t peak_resident_bytes() { return status_bytes("VmHWM"); }
+std::int64_t available_memory_bytes() { return bytes_in("/proc/meminfo", "MemAvailable"); }
+
+std::int64_t resident_bytes() { return bytes_in("/proc/self/status", "VmRSS"); }
+std::int64_t peak_resident_bytes() { return bytes_in("/proc/self/status", "VmHWM"); }
 
 bool reset_peak_resident() {
   std::ofstream file("/proc/self/clear_refs");

@@ -25,6 +25,8 @@ int processors();
 
 // Memory of the machine, in bytes; -1 where the system does not say.
 std::int64_t memory_bytes();
+// What of it programs could still have, the system's caches given up; -1 where the system does not say.
+std::int64_t available_memory_bytes();
 
 // Memory of this process, in bytes; -1 where the system does not say.
 std::int64_t resident_bytes();       // now
