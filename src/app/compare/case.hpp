@@ -86,6 +86,11 @@ class Case {
   // The input of which row (t, h) reaches row (t, h) of out and no other; -1: there is none.
   virtual int query() const { return 0; }
 
+  // The token that stands for t, of a random sample, in a check of head h: where rows may be zero, one that is not.
+  virtual std::int64_t checked_token(std::int64_t t, std::int64_t) const { return t; }
+  // What else has to hold of the last forward. Throws WrongResult.
+  virtual void check_more() const {}
+
   // Distances from the definition that are allowed (docs/numerics.md).
   virtual double forward_bound() const { return 5e-6; }
   virtual double gradient_bound() const { return 5e-5; }
@@ -108,6 +113,7 @@ std::unique_ptr<Case> make_case(const Mechanism& m, const Tokens& tokens, std::i
 // Each file of cases makes those that it knows, null for the others.
 std::unique_ptr<Case> make_log_linear_case(const Mechanism& m, const Tokens& tokens, std::int64_t T, int threads);
 std::unique_ptr<Case> make_attention_case(const Mechanism& m, const Tokens& tokens, std::int64_t T, int threads);
+std::unique_ptr<Case> make_mosa_case(const Mechanism& m, const Tokens& tokens, std::int64_t T, int threads);
 
 // ---- checks: each gives the distance from the definition and throws WrongResult when it is more than `tolerance`
 // times what is allowed. Rows: a sample of at most `rows` pairs of a token and a head, the first and the last token
