@@ -105,6 +105,8 @@ void add_compare(CLI::App& app, Run& run) {
   command->add_option("--width", settings.width, "of a head: K = V")->capture_default_str();
   command->add_option("--threads", settings.threads, "0: all cores")->capture_default_str();
   command->add_option("--budget", settings.budget, "seconds that measuring may take")->capture_default_str();
+  command->add_option("--seconds", settings.seconds, "of timing a case; 0: chosen from the budget")
+      ->capture_default_str();
   command
       ->add_option("--tolerance", settings.tolerance, "part of the bounds of docs/numerics.md that is allowed, up to 1")
       ->capture_default_str();

@@ -107,20 +107,6 @@ TEST(UsefulWork, OfAStepReadsAndWrites) {
   EXPECT_DOUBLE_EQ(useful_step_work(Rule::gated_delta, s, 5), 2 * 3 * 32 * 16);
 }
 
-TEST(Timings, MedianAndSpread) {
-  const Timing odd = timing_of({5, 1, 3});
-  EXPECT_EQ(odd.runs, 3);
-  EXPECT_EQ(odd.median, 3);
-  EXPECT_EQ(odd.min, 1);
-  EXPECT_EQ(odd.max, 5);
-  EXPECT_EQ(odd.mean, 3);
-  EXPECT_EQ(timing_of({4, 1, 2, 100}).median, 3);
-  EXPECT_TRUE(std::isnan(timing_of({}).median));
-  int calls = 0;
-  EXPECT_EQ(time_calls(1e-9, [&] { ++calls; }).runs, calls);
-  EXPECT_GE(calls, 1);
-}
-
 TEST(Levels, TheNearestThatHoldsIt) {
   Peaks peaks;
   peaks.memory = {{"L1", 100, 9}, {"L2", 1000, 5}, {"DRAM", std::numeric_limits<double>::infinity(), 1}};

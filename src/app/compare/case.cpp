@@ -14,8 +14,9 @@
 namespace loglinear::app::compare {
 namespace {
 
-constexpr double kStep = 1e-5;  // of central differences: their error is its square, rounding 1e-16 over it
-constexpr int kDirections = 2;  // an input is checked along so many
+constexpr double kStep = 1e-5;   // of central differences: their error is its square, rounding 1e-16 over it
+constexpr double kSmall = 1e-2;  // what elements of a gradient are on the scale of their rounding, where they cancel
+constexpr int kDirections = 2;   // an input is checked along so many
 
 struct Pair {
   std::int64_t t, h;
@@ -43,6 +44,12 @@ void refuse(const Case& c, const char* what, double error, double bound, const c
   if (!(error <= bound))
     throw WrongResult(fmt::format("{} T={}: the result is wrong: {} is {:.2g} from {}, allowed are {:.2g}",
                                   c.mechanism.name, c.T, what, error, from, bound));
+}
+
+// A random direction keeps, on average, the length of what it is multiplied by. Of `count` elements with that sum of
+// squares; a gradient that is zero but for rounding has no length of its own.
+double gradient_distance(double squared_difference, double squared_norm, double count) {
+  return std::sqrt(squared_difference / std::max(squared_norm, kSmall * kSmall * count));
 }
 
 // sum of dout * out over all tokens by the definition.
@@ -123,9 +130,9 @@ double check_query_gradient(const Case& c, int rows, double tolerance) {
     }
     difference[static_cast<std::size_t>(i)] = (got - want) * (got - want);
   });
-  // A random direction keeps, on average, the length of what it is multiplied by.
-  const double all = std::accumulate(norm.begin(), norm.end(), 0.0);
-  const double error = std::sqrt(std::accumulate(difference.begin(), difference.end(), 0.0) / (all > 0 ? all : 1));
+  const double error = gradient_distance(std::accumulate(difference.begin(), difference.end(), 0.0),
+                                         std::accumulate(norm.begin(), norm.end(), 0.0),
+                                         static_cast<double>(pairs.size()) * static_cast<double>(c.W));
   refuse(c, fmt::format("d{}", c.inputs[static_cast<std::size_t>(input)].name).c_str(), error,
          tolerance * c.gradient_bound(), "that of central differences in float64");
   return error;
@@ -146,7 +153,7 @@ double check_gradients(const Case& c, double tolerance) {
       const double apart = got - (up - down) / (2 * kStep);
       difference += apart * apart / kDirections;
     }
-    const double error = std::sqrt(difference / (norm > 0 ? norm : 1));
+    const double error = gradient_distance(difference, norm, static_cast<double>(input.count));
     refuse(c, fmt::format("d{}", input.name).c_str(), error, tolerance * c.gradient_bound(),
            "that of central differences in float64");
     worst = std::max(worst, error);

@@ -41,6 +41,8 @@ void check(const Settings& s) {
   if (s.threads < 0 || s.threads > 4096) fail_usage(kWhere, "--threads: got {}, need 0 to 4096", s.threads);
   if (!(s.budget > 0 && s.budget <= 1e6))
     fail_usage(kWhere, "--budget: got {}, need more than 0 and at most 1000000 seconds", s.budget);
+  if (!(s.seconds >= 0 && s.seconds <= 3600))
+    fail_usage(kWhere, "--seconds: got {}, need at least 0 and at most 3600", s.seconds);
   if (!(s.tolerance > 0 && s.tolerance <= 1))
     fail_usage(kWhere, "--tolerance: got {}, need more than 0 and at most 1", s.tolerance);
   if (s.seed < 0) fail_usage(kWhere, "--seed: got {}, need at least 0", s.seed);
@@ -135,7 +137,9 @@ class Run {
       if (m->train) chains_.push_back({m, kForwardBackward, all, {}});
       if (m->stream) chains_.push_back({m, kStep, all, {}});
     }
-    seconds_ = std::clamp(s_.budget / (3 * static_cast<double>(chains_.size() * all.size())), 1e-3, 1.0);
+    seconds_ = s_.seconds > 0
+                   ? s_.seconds
+                   : std::clamp(s_.budget / (3 * static_cast<double>(chains_.size() * all.size())), 1e-3, 1.0);
   }
 
   // What the next case of a chain will take, about.

@@ -19,6 +19,7 @@ struct Settings {
   std::int64_t heads = 4, width = 64;
   int threads = 0;
   double budget = 150;   // seconds for everything
+  double seconds = 0;    // of timing a case; 0: chosen from the budget
   double tolerance = 1;  // (0, 1]: the part of the bounds of docs/numerics.md that is allowed
   std::int64_t seed = 1;
 };
