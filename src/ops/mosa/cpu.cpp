@@ -280,6 +280,9 @@ void backward_of_head(const Plan<T>& plan, std::int64_t head, const T* dy, std::
   void backward_##suffix(const Plan<T>& plan, std::int64_t head, const T* dy, std::int64_t dy_stride,           \
                          const Panels<T>& out_transposed, T* rows, const MosaGradients<T>& gradients) {         \
     backward_of_head(plan, head, dy, dy_stride, out_transposed, rows, gradients);                               \
+  }                                                                                                             \
+  void transpose_##suffix(std::int64_t rows, std::int64_t columns, const T* from, T* to, std::int64_t stride) { \
+    transpose<T>(rows, columns, from, columns, to, stride);                                                     \
   }
 LOGLINEAR_MOSA(float, f32)
 LOGLINEAR_MOSA(double, f64)
@@ -292,30 +295,35 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace loglinear::mosa {
 
-#define LOGLINEAR_MOSA(T, suffix)                                                                            \
-  HWY_EXPORT(route_##suffix);                                                                                \
-  HWY_EXPORT(attend_##suffix);                                                                               \
-  HWY_EXPORT(gather_##suffix);                                                                               \
-  HWY_EXPORT(backward_##suffix);                                                                             \
-  template <>                                                                                                \
-  void route(const Plan<T>& plan, std::int64_t begin, std::int64_t end, T* scores) {                         \
-    HWY_DYNAMIC_DISPATCH(route_##suffix)(plan, begin, end, scores);                                          \
-  }                                                                                                          \
-  template <>                                                                                                \
-  void attend(const Plan<T>& plan, std::int64_t sequence, std::int64_t head, T* attended) {                  \
-    HWY_DYNAMIC_DISPATCH(attend_##suffix)(plan, sequence, head, attended);                                   \
-  }                                                                                                          \
-  template <>                                                                                                \
-  void gather_heads(const Plan<T>& plan, std::int64_t sequence, std::int64_t first, std::int64_t last,       \
-                    std::int64_t width, const T* rows, std::int64_t stride, const Panels<T>& matrices, T* y, \
-                    std::int64_t y_stride) {                                                                 \
-    HWY_DYNAMIC_DISPATCH(gather_##suffix)                                                                    \
-    (plan, sequence, first, last, width, rows, stride, matrices, y, y_stride);                               \
-  }                                                                                                          \
-  template <>                                                                                                \
-  void backward_head(const Plan<T>& plan, std::int64_t head, const T* dy, std::int64_t dy_stride,            \
-                     const Panels<T>& out_transposed, T* rows, const MosaGradients<T>& gradients) {          \
-    HWY_DYNAMIC_DISPATCH(backward_##suffix)(plan, head, dy, dy_stride, out_transposed, rows, gradients);     \
+#define LOGLINEAR_MOSA(T, suffix)                                                                             \
+  HWY_EXPORT(route_##suffix);                                                                                 \
+  HWY_EXPORT(attend_##suffix);                                                                                \
+  HWY_EXPORT(gather_##suffix);                                                                                \
+  HWY_EXPORT(transpose_##suffix);                                                                             \
+  HWY_EXPORT(backward_##suffix);                                                                              \
+  template <>                                                                                                 \
+  void route(const Plan<T>& plan, std::int64_t begin, std::int64_t end, T* scores) {                          \
+    HWY_DYNAMIC_DISPATCH(route_##suffix)(plan, begin, end, scores);                                           \
+  }                                                                                                           \
+  template <>                                                                                                 \
+  void attend(const Plan<T>& plan, std::int64_t sequence, std::int64_t head, T* attended) {                   \
+    HWY_DYNAMIC_DISPATCH(attend_##suffix)(plan, sequence, head, attended);                                    \
+  }                                                                                                           \
+  template <>                                                                                                 \
+  void gather_heads(const Plan<T>& plan, std::int64_t sequence, std::int64_t first, std::int64_t last,        \
+                    std::int64_t width, const T* rows, std::int64_t stride, const Panels<T>& matrices, T* y,  \
+                    std::int64_t y_stride) {                                                                  \
+    HWY_DYNAMIC_DISPATCH(gather_##suffix)                                                                     \
+    (plan, sequence, first, last, width, rows, stride, matrices, y, y_stride);                                \
+  }                                                                                                           \
+  template <>                                                                                                 \
+  void backward_head(const Plan<T>& plan, std::int64_t head, const T* dy, std::int64_t dy_stride,             \
+                     const Panels<T>& out_transposed, T* rows, const MosaGradients<T>& gradients) {           \
+    HWY_DYNAMIC_DISPATCH(backward_##suffix)(plan, head, dy, dy_stride, out_transposed, rows, gradients);      \
+  }                                                                                                           \
+  template <>                                                                                                 \
+  void transpose_matrix(std::int64_t rows, std::int64_t columns, const T* from, T* to, std::int64_t stride) { \
+    HWY_DYNAMIC_DISPATCH(transpose_##suffix)(rows, columns, from, to, stride);                                \
   }
 LOGLINEAR_MOSA(float, f32)
 LOGLINEAR_MOSA(double, f64)

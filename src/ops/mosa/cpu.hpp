@@ -67,6 +67,10 @@ template <class T>
 void backward_head(const Plan<T>& plan, std::int64_t head, const T* dy, std::int64_t dy_stride,
                    const Panels<T>& out_transposed, T* rows, const MosaGradients<T>& gradients);
 
+// to (columns, rows), rows `stride` apart, = the transpose of a dense (rows, columns).
+template <class T>
+void transpose_matrix(std::int64_t rows, std::int64_t columns, const T* from, T* to, std::int64_t stride);
+
 // Frees scratch memory that the thread keeps beyond what its next piece needs.
 void trim_scratch();
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <numeric>
 #include <vector>
 
@@ -34,32 +35,43 @@ void check(const char* where, std::span<const std::int64_t> cu_seqlens, const Mo
   check_array(where, "out", E * d * D, weights.out);
 }
 
-// `count` matrices (rows, columns), one after the other, as panels; in `copy` where their rows are no whole vectors.
+// Memory that is written before it is read, padding aside, which means nothing.
 template <class T>
-Panels<T> panels(std::int64_t count, std::int64_t rows, std::int64_t columns, const T* from, std::vector<T>& copy) {
-  if (columns % kPad == 0) return {from, columns, rows * columns};
-  const std::int64_t stride = row_stride(columns);
-  copy.assign(static_cast<std::size_t>(count * rows * stride), T(0));
-  for (std::int64_t r = 0; r < count * rows; ++r) std::copy_n(from + r * columns, columns, copy.data() + r * stride);
-  return {copy.data(), stride, rows * stride};
+using Memory = std::unique_ptr<T[]>;
+
+template <class T>
+Memory<T> memory_for(std::int64_t count) {
+  return std::make_unique_for_overwrite<T[]>(static_cast<std::size_t>(count));
 }
 
-// The transposes of `count` matrices (rows, columns), and `last` (columns, count), if given, as one more row: column e
+// `count` matrices (rows, columns), one after the other, as panels: in `copy`, unless their rows have a length that the
+// matrix kernel likes.
+template <class T>
+Panels<T> panels(std::int64_t count, std::int64_t rows, std::int64_t columns, const T* from, Memory<T>& copy,
+                 int threads) {
+  const std::int64_t stride = row_stride(columns);
+  if (columns == stride) return {from, columns, rows * columns};
+  copy = memory_for<T>(count * rows * stride);
+  for_row_blocks(count * rows, columns, threads, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t r = begin; r < end; ++r) std::copy_n(from + r * columns, columns, copy.get() + r * stride);
+  });
+  return {copy.get(), stride, rows * stride};
+}
+
+// The transposes of `count` matrices (rows, columns), and `last` (rows, count), if given, as one more row: column e
 // below the matrix e.
 template <class T>
 Panels<T> transposed_panels(std::int64_t count, std::int64_t rows, std::int64_t columns, const T* from, const T* last,
-                            std::vector<T>& copy, int threads) {
-  // (rows, columns)^T = (columns, rows)
+                            Memory<T>& copy, int threads) {
   const std::int64_t stride = row_stride(rows), height = columns + (last ? 1 : 0);
-  copy.assign(static_cast<std::size_t>(count * height * stride), T(0));
+  copy = memory_for<T>(count * height * stride);
   parallel_for(count, threads, [&](std::int64_t e) {
-    T* const to = copy.data() + e * height * stride;
-    for (std::int64_t r = 0; r < rows; ++r) {
-      for (std::int64_t c = 0; c < columns; ++c) to[c * stride + r] = from[(e * rows + r) * columns + c];
-      if (last) to[columns * stride + r] = last[r * count + e];
-    }
+    T* const to = copy.get() + e * height * stride;
+    mosa::transpose_matrix(rows, columns, from + e * rows * columns, to, stride);
+    if (last)
+      for (std::int64_t r = 0; r < rows; ++r) to[columns * stride + r] = last[r * count + e];
   });
-  return {copy.data(), stride, height * stride};
+  return {copy.get(), stride, height * stride};
 }
 
 // Positions of the k tokens with the largest r, ascending.
@@ -98,15 +110,15 @@ std::vector<double> turns(std::int64_t count, std::int64_t leap, const MosaShape
 template <class T>
 struct Call {
   Plan<T> plan;
-  std::vector<T> router, qkv, out;
+  Memory<T> router, qkv, out;
 
   Call(std::span<const std::int64_t> cu_seqlens, const MosaShape& shape, const MosaWeights<T>& weights, const T* x,
        std::int64_t x_stride, int threads) {
     const auto [D, E, d, sparsity, first_token, theta] = shape;
     plan.cu_seqlens = cu_seqlens, plan.shape = shape, plan.x = x, plan.x_stride = x_stride;
-    plan.router = panels(1, D, E, weights.router, router);
-    plan.qkv = panels(E, D, 3 * d, weights.qkv, qkv);
-    plan.out = panels(E, d, D, weights.out, out);
+    plan.router = panels(1, D, E, weights.router, router, threads);
+    plan.qkv = panels(E, D, 3 * d, weights.qkv, qkv, threads);
+    plan.out = panels(E, d, D, weights.out, out, threads);
     const std::int64_t S = static_cast<std::int64_t>(cu_seqlens.size()) - 1, N = cu_seqlens[S];
     std::int64_t longest = 0;
     plan.rows.push_back(0);
@@ -133,7 +145,7 @@ struct Call {
   }
 
   // to = for every token the sum over the heads that chose it, blocks of tokens at a time.
-  void gather(std::int64_t width, const std::vector<T>& rows, std::int64_t stride, const Panels<T>& matrices, T* to,
+  void gather(std::int64_t width, const T* rows, std::int64_t stride, const Panels<T>& matrices, T* to,
               std::int64_t to_stride, int threads) const {
     struct Block {
       std::int64_t sequence, first, last;
@@ -148,7 +160,7 @@ struct Call {
     }
     parallel_for(static_cast<std::int64_t>(blocks.size()), threads, [&](std::int64_t i) {
       const auto [sequence, first, last] = blocks[static_cast<std::size_t>(i)];
-      mosa::gather_heads(plan, sequence, first, last, width, rows.data(), stride, matrices, to, to_stride);
+      mosa::gather_heads(plan, sequence, first, last, width, rows, stride, matrices, to, to_stride);
       mosa::trim_scratch();
     });
   }
@@ -176,13 +188,13 @@ void mosa_forward(std::span<const std::int64_t> cu_seqlens, const MosaShape& sha
   const Plan<T>& plan = call.plan;
   const std::int64_t S = static_cast<std::int64_t>(cu_seqlens.size()) - 1, E = shape.heads, R = plan.R();
   const std::int64_t stride = plan.attended_stride();
-  std::vector<T> attended(static_cast<std::size_t>(E * R * stride));
+  const Memory<T> attended = memory_for<T>(E * R * stride);
   parallel_for(S * E, threads, [&](std::int64_t i) {
     const std::int64_t s = i / E, e = i % E;
-    if (plan.rows[s + 1] > plan.rows[s]) mosa::attend(plan, s, e, attended.data() + (e * R + plan.rows[s]) * stride);
+    if (plan.rows[s + 1] > plan.rows[s]) mosa::attend(plan, s, e, attended.get() + (e * R + plan.rows[s]) * stride);
     mosa::trim_scratch();
   });
-  call.gather(shape.head_width, attended, stride, plan.out, y, y_stride, threads);
+  call.gather(shape.head_width, attended.get(), stride, plan.out, y, y_stride, threads);
   if (chosen) std::copy(plan.chosen.begin(), plan.chosen.end(), chosen);
 }
 
@@ -205,19 +217,19 @@ void mosa_backward(std::span<const std::int64_t> cu_seqlens, const MosaShape& sh
   const Call<T> call(cu_seqlens, shape, weights, x, x_stride, threads);
   const Plan<T>& plan = call.plan;
   const std::int64_t stride = plan.gradient_stride();
-  std::vector<T> rows(static_cast<std::size_t>(E * plan.R() * stride));
+  const Memory<T> rows = memory_for<T>(E * plan.R() * stride);
   {
-    std::vector<T> copy;
+    Memory<T> copy;
     const Panels<T> out_transposed = transposed_panels<T>(E, d, D, weights.out, nullptr, copy, threads);
     parallel_for(E, threads, [&](std::int64_t e) {
-      mosa::backward_head(plan, e, dy, dy_stride, out_transposed, rows.data() + e * plan.R() * stride, gradients);
+      mosa::backward_head(plan, e, dy, dy_stride, out_transposed, rows.get() + e * plan.R() * stride, gradients);
       mosa::trim_scratch();
     });
   }
   // dx = the gradients of queries, keys, values and of the router's product, through their weights.
-  std::vector<T> copy;
+  Memory<T> copy;
   const Panels<T> back = transposed_panels<T>(E, D, 3 * d, weights.qkv, weights.router, copy, threads);
-  call.gather(plan.gradient_width(), rows, stride, back, dx, dx_stride, threads);
+  call.gather(plan.gradient_width(), rows.get(), stride, back, dx, dx_stride, threads);
 }
 
 #define LOGLINEAR_MOSA(T)                                                                                       \
