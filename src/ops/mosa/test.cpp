@@ -112,11 +112,11 @@ void check_forward(const Lengths& cu, const MosaShape& shape, std::int64_t paddi
 
 TYPED_TEST(Mosa, definition) {
   using T = TypeParam;
-  for (const Lengths& cu : {Lengths{0}, Lengths{0, 0}, Lengths{0, 1}, Lengths{0, 2}, Lengths{0, 1, 4, 4, 21, 150}})
+  for (const Lengths& cu : {Lengths{0}, Lengths{0, 0}, Lengths{0, 1}, Lengths{0, 2}, Lengths{0, 1, 4, 4, 21, 91}})
     for (std::int64_t d : {1, 4, 7, 16, 33})
       for (std::int64_t sparsity : {1, 3, 200})
         for (bool first : {false, true}) check_forward<T>(cu, shape_of(13, 3, d, sparsity, first), d % 3);
-  check_forward<T>({0, 300, 657}, shape_of(300, 2, 20, 2), 0);
+  check_forward<T>({0, 100, 257}, shape_of(300, 1, 20, 2), 0);
   check_forward<T>({0, 530}, shape_of(32, 1, 16, 2, true), 0);
 }
 
@@ -154,7 +154,7 @@ void check_gradients(const Lengths& cu, const MosaShape& shape, std::int64_t pad
   const auto check = [&](const char* what, std::vector<C>& inputs, const Grid<double>& gradient) {
     const std::vector<double> all = dense(gradient);
     std::vector<double> got, want;
-    const std::size_t step = std::max<std::size_t>(1, inputs.size() / 150);
+    const std::size_t step = std::max<std::size_t>(1, inputs.size() / 60);
     for (std::size_t i = 0; i < inputs.size(); i += step) {
       const C kept = inputs[i];
       inputs[i] += C(0, 1e-100);
