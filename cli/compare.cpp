@@ -19,9 +19,10 @@ namespace compare = app::compare;
 
 constexpr const char* kDetails =
     R"(For every mechanism and length: the time of a forward call and of forward and backward together (medians), of one
-decoding step there (the mean of the 64 steps that end with token T, so that what is folded into a state now and then
-counts), memory, and the exponent fitted to each over the longest lengths. All get the same queries, keys and values of
---heads heads (as many of keys as of queries), float32, one sequence, and are causal where they can be.
+decoding step there (the mean of those that end with token T: 64 of the log-linear operator, which folds tokens into its
+state now and then, 8 of the others), memory, and the exponent fitted to each over the longest lengths. All get the same queries, keys and values of
+--heads heads (as many of keys as of queries), float32, one sequence, and are causal where they can be. mosa gets the
+queries as its tokens and projects them itself; of qla the last eighth of the tokens are candidates.
 
 peak memory    what became resident while the call ran once on a new thread: its outputs and all its scratch, inputs
                not counted. "with backward": the same of forward and backward, gradients included.

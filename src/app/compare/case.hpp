@@ -73,6 +73,9 @@ class Case {
   virtual void forward_backward() {}
   // Reads tokens [0, first), so that step(first), step(first + 1), ... may follow; again: starts anew from there.
   virtual void begin_steps(std::int64_t) {}
+  // Steps in a row that make a fair mean: a chunk of the log-linear state, which is folded into it once; fewer where
+  // one step is like the other.
+  virtual std::int64_t steps() const { return 8; }
   // Reads token t and writes row t of out, which is there.
   virtual void step(std::int64_t) {}
   // Bytes of the state before the last step that was made.
@@ -114,6 +117,7 @@ std::unique_ptr<Case> make_case(const Mechanism& m, const Tokens& tokens, std::i
 std::unique_ptr<Case> make_log_linear_case(const Mechanism& m, const Tokens& tokens, std::int64_t T, int threads);
 std::unique_ptr<Case> make_attention_case(const Mechanism& m, const Tokens& tokens, std::int64_t T, int threads);
 std::unique_ptr<Case> make_mosa_case(const Mechanism& m, const Tokens& tokens, std::int64_t T, int threads);
+std::unique_ptr<Case> make_quasi_linear_case(const Mechanism& m, const Tokens& tokens, std::int64_t T, int threads);
 
 // ---- checks: each gives the distance from the definition and throws WrongResult when it is more than `tolerance`
 // times what is allowed. Rows: a sample of at most `rows` pairs of a token and a head, the first and the last token

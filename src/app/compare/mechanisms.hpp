@@ -1,6 +1,6 @@
 #pragma once
-// The one list of the mechanisms that `loglinear compare` sets side by side and that `loglinear train --mixer` names.
-// The command line, the tests, the benchmark and docs/mechanisms.md all read it.
+// The one list of the mechanisms that `loglinear compare` sets side by side: its command line, its tests, its cases and
+// docs/mechanisms.md all read it. A mixer of `loglinear train --mixer` (nn::kFamilies) has the name of its mechanism.
 
 #include <cstdint>
 #include <span>
@@ -29,7 +29,6 @@ struct Mechanism {
   const char* memory;    // order of what a forward call takes beyond its inputs
   const char* state;     // what has to be kept of T tokens to read one more; "-" when it does not stream
   const char* source;    // the paper
-  const char* family;    // of models (nn::kFamilies) that have it as their mixer; "" when it is not published as one
   bool forward;          // computes whole sequences; otherwise only one token after others that are cached
   bool train;            // has a backward
   bool stream;           // one token at a time, from a state
@@ -44,7 +43,8 @@ const Mechanism* find_mechanism(std::string_view name);
 // "standard, flash, ...": every name, for messages.
 std::string mechanism_names();
 
-// The list as a table of docs/mechanisms.md, and as JSON: an array of objects with the fields above.
+// The list as a table of docs/mechanisms.md, and as JSON: an array of objects with the fields above
+// and `mixer`: whether models can have it as their mixer.
 std::string mechanisms_markdown();
 nlohmann::ordered_json mechanisms_json();
 

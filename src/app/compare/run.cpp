@@ -21,7 +21,6 @@ namespace loglinear::app::compare {
 namespace {
 
 constexpr const char* kWhere = "compare";
-constexpr std::int64_t kSteps = 64;  // decoding steps in a row that are timed: a chunk of the log-linear state
 constexpr std::int64_t kGradientTokens = 130;  // all gradients are checked on a call of so many
 constexpr int kRows = 12;                      // in a sample
 constexpr std::int64_t kFirstProbe = 256;
@@ -245,7 +244,7 @@ class Run {
   }
 
   double measure_steps(Case& c, Result& result) const {
-    const std::int64_t first = c.T - std::min(c.T, kSteps);
+    const std::int64_t first = c.T - std::min(c.T, c.steps());
     c.make_out();
     c.begin_steps(first);
     double spent = 0;
