@@ -12,6 +12,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "app/optimize.hpp"
 #include "nn/model.hpp"
 
 namespace loglinear::app {
@@ -43,11 +44,6 @@ extern template std::unique_ptr<nn::Model<double>> load_model<double>(const std:
 void save_model(const std::filesystem::path& folder, nn::Model<float>& model);
 
 // Training checkpoints
-
-// First and second moments of AdamW, (parameter) arrays in the order of Model::parameters().
-struct Moments {
-  std::vector<std::vector<float>> first, second;
-};
 
 // Writes DIR/step-N for N = trainer["step"], whole or not at all: beside, flushed, renamed. Adds the sizes and
 // checksums of the files to trainer.json, then removes all but the newest `keep` checkpoints.

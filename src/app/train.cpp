@@ -13,6 +13,7 @@
 #include "app/checkpoint.hpp"
 #include "app/data.hpp"
 #include "app/evaluate.hpp"
+#include "app/optimize.hpp"
 #include "app/progress.hpp"
 #include "app/schedule.hpp"
 #include "app/settings.hpp"
@@ -20,7 +21,6 @@
 #include "io/file.hpp"
 #include "io/json_log.hpp"
 #include "io/text.hpp"
-#include "loglinear/adamw.hpp"
 
 namespace loglinear::app {
 namespace {
@@ -258,10 +258,7 @@ void Trainer::start() {
     checkpoint_ = checkpoint->folder.string();
   } else {
     model_->initialise(static_cast<std::uint64_t>(s_.seed));
-    for (const auto& parameter : model_->parameters()) {
-      moments_.first.emplace_back(parameter.value.size(), 0.0f);
-      moments_.second.emplace_back(parameter.value.size(), 0.0f);
-    }
+    moments_ = new_moments(*model_);
   }
   log_ = std::make_unique<io::JsonLog>(out / "log.jsonl", log_bytes);
   const Packing packing = s_.packing == "blocks" ? Packing::blocks : Packing::documents;
@@ -305,40 +302,22 @@ double Trainer::rate() const {
 void Trainer::step() {
   const double begin = monotonic_seconds();
   std::vector<Batch> batches;
-  std::int64_t scored = 0;
   do {
     reader_->next(batches.emplace_back());
-    scored += batches.back().scored;
+    interval_tokens_ += static_cast<double>(batches.back().tokens.size());
+    p_.tokens += static_cast<std::int64_t>(batches.back().tokens.size());
   } while (static_cast<std::int64_t>(batches.size()) < s_.accumulate &&
            (s_.epochs == 0 || reader_->position().epoch < s_.epochs));
 
-  model_->zero_grad();
-  double loss = 0, squares = 0;
-  for (const Batch& batch : batches) {
-    loss += model_->loss(batch.tokens, batch.targets, batch.cu_seqlens, true, 1.0 / static_cast<double>(scored));
-    interval_tokens_ += static_cast<double>(batch.tokens.size());
-    p_.tokens += static_cast<std::int64_t>(batch.tokens.size());
-  }
-  const auto parameters = model_->parameters();
-  const int threads = static_cast<int>(s_.threads);
-  for (const auto& q : parameters)
-    squares += sum_of_squares(static_cast<std::int64_t>(q.grad.size()), q.grad.data(), threads);
-  last_norm_ = std::sqrt(squares);
   last_rate_ = rate();
-
-  if (std::isfinite(loss) && std::isfinite(last_norm_)) {
-    AdamWArgs args{
-        .learning_rate = last_rate_, .beta1 = s_.beta1, .beta2 = s_.beta2, .eps = s_.eps, .step = ++p_.updates};
-    if (s_.clip > 0 && last_norm_ > s_.clip) args.grad_scale = s_.clip / last_norm_;
-    for (std::size_t i = 0; i < parameters.size(); ++i) {
-      const auto& q = parameters[i];
-      args.weight_decay = q.decay ? s_.weight_decay : 0;
-      adamw_step(static_cast<std::int64_t>(q.value.size()), q.value.data(), q.grad.data(), moments_.first[i].data(),
-                 moments_.second[i].data(), args, threads);
-    }
+  const OptimizerSettings optimizer{
+      .beta1 = s_.beta1, .beta2 = s_.beta2, .eps = s_.eps, .weight_decay = s_.weight_decay, .clip = s_.clip};
+  const StepResult result = optimizer_step(*model_, moments_, p_.updates, batches, optimizer, last_rate_);
+  last_norm_ = result.norm;
+  if (result.applied) {
     p_.skipped_in_a_row = 0;
-    p_.loss += loss;
-    p_.scored += scored;
+    p_.loss += result.loss;
+    p_.scored += result.scored;
   } else {
     ++p_.skipped;
     ++p_.skipped_in_a_row;
@@ -352,7 +331,7 @@ void Trainer::step() {
   if (p_.skipped_in_a_row > 0) {
     log_->write(json{{"type", "skipped"},
                      {"step", p_.step},
-                     {"loss", number(loss / static_cast<double>(scored))},
+                     {"loss", number(result.loss / static_cast<double>(result.scored))},
                      {"grad_norm", number(last_norm_)},
                      {"lr", last_rate_},
                      {"skipped", p_.skipped},

@@ -1,0 +1,49 @@
+#include "app/optimize.hpp"
+
+#include <cmath>
+
+#include "loglinear/adamw.hpp"
+
+namespace loglinear::app {
+
+Moments new_moments(nn::Model<float>& model) {
+  Moments moments;
+  for (const auto& parameter : model.parameters()) {
+    moments.first.emplace_back(parameter.value.size(), 0.0f);
+    moments.second.emplace_back(parameter.value.size(), 0.0f);
+  }
+  return moments;
+}
+
+StepResult optimizer_step(nn::Model<float>& model, Moments& moments, std::int64_t& updates,
+                          std::span<const Batch> batches, const OptimizerSettings& settings, double learning_rate) {
+  StepResult result;
+  for (const Batch& batch : batches) result.scored += batch.scored;
+  model.zero_grad();
+  for (const Batch& batch : batches)
+    result.loss +=
+        model.loss(batch.tokens, batch.targets, batch.cu_seqlens, true, 1.0 / static_cast<double>(result.scored));
+  const auto parameters = model.parameters();
+  double squares = 0;
+  for (const auto& q : parameters)
+    squares += sum_of_squares(static_cast<std::int64_t>(q.grad.size()), q.grad.data(), model.threads);
+  result.norm = std::sqrt(squares);
+  if (!std::isfinite(result.loss) || !std::isfinite(result.norm)) return result;
+
+  AdamWArgs args{.learning_rate = learning_rate,
+                 .beta1 = settings.beta1,
+                 .beta2 = settings.beta2,
+                 .eps = settings.eps,
+                 .step = ++updates};
+  if (settings.clip > 0 && result.norm > settings.clip) args.grad_scale = settings.clip / result.norm;
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    const auto& q = parameters[i];
+    args.weight_decay = q.decay ? settings.weight_decay : 0;
+    adamw_step(static_cast<std::int64_t>(q.value.size()), q.value.data(), q.grad.data(), moments.first[i].data(),
+               moments.second[i].data(), args, model.threads);
+  }
+  result.applied = true;
+  return result;
+}
+
+}  // namespace loglinear::app
