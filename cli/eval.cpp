@@ -47,6 +47,9 @@ int run_eval(const Flags& flags) {
   const app::Text text(corpus.documents);
   const auto model = app::load_model<float>(flags.checkpoint, {.as_log_linear = flags.as_log_linear, .warn = warn});
   model->threads = flags.threads;
+  if (const std::string future = app::future_warning(model->config()); !future.empty())
+    warn(fmt::format("{}; documents longer than {} bytes are scored in windows of that many", future,
+                     app::EvaluationOptions{}.batch_tokens));
 
   app::Console progress(
       [](std::string_view line) { std::fwrite(line.data(), 1, line.size(), stderr), std::fflush(stderr); },

@@ -24,7 +24,7 @@ Ctrl-C ends the step, saves and exits with 130; again: exits at once.
 
 Examples:
   loglinear train --data book.txt --out model
-  loglinear train --data src docs/notes.jsonl --out model --family log_linear_gated_deltanet --minutes 10
+  loglinear train --data src docs/notes.jsonl --out model --mixer log_linear_gated_deltanet --minutes 10
   loglinear train --config run.toml --out model --lr 1e-3
   loglinear train --out model --resume)";
 
@@ -78,7 +78,8 @@ void add_train(CLI::App& app, Run& run) {
     if constexpr (std::is_same_v<std::remove_cvref_t<decltype(value)>, bool>) {
       option = command->add_flag("--" + name, value, help);
     } else {
-      option = command->add_option("--" + name, value, help);
+      // --family: what --mixer was called before there were this many.
+      option = command->add_option(name == "mixer" ? "--mixer,--family" : "--" + name, value, help);
       if constexpr (std::is_same_v<std::remove_cvref_t<decltype(value)>, std::vector<std::string>>)
         option->type_name("PATH");
       else if (name != "out" && name != "min-lr")

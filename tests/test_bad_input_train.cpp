@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <functional>
 
+#include "nn/families.hpp"
 #include "program.hpp"
 
 namespace loglinear::tests {
@@ -102,7 +103,10 @@ TEST_F(BadInput, FlagsOutOfRange) {
                                                        {"--log-every", "0"},
                                                        {"--val-fraction", "1"},
                                                        {"--val-fraction", "-0.1"},
-                                                       {"--family", "rnn"},
+                                                       {"--mixer", "rnn"},
+                                                       {"--window", "-1"},
+                                                       {"--sparsity", "3"},
+                                                       {"--stride", "8"},
                                                        {"--schedule", "cos"},
                                                        {"--packing", "tight"},
                                                        {"--min-lr", "5"},
@@ -122,6 +126,24 @@ TEST_F(BadInput, FlagsOutOfRange) {
   refused({"eval", checkpoint, "--data", text_, "--seq-len", "-1"}, 2, "--seq-len");
   refused({"eval", checkpoint, "--data", text_, "--max-bytes", "-1"}, 2, "--max-bytes");
   refused({"eval", checkpoint, "--data", text_, "--threads", "-1"}, 2, "--threads");
+}
+
+TEST_F(BadInput, Mixers) {
+  const std::string help = run({"train", "--help"}).out;
+  for (const nn::Family& family : nn::kFamilies) EXPECT_NE(help.find(family.name), std::string::npos) << family.name;
+  refused(train({"--data", text_, "--mixer", "adamas"}), 2, "log_linear_mamba2, ");
+  refused(train({"--data", text_, "--mixer", "mamba2", "--family", "mamba2"}), 2, "--mixer");
+  // One that chooses by looking ahead says so, and cannot continue a text.
+  const Outcome trained =
+      run(train({"--data", text_, "--steps", "2", "--val-bytes", "100", "--family", "mosa", "--routed-heads", "3"}));
+  EXPECT_EQ(trained.code, 0) << trained.err;
+  EXPECT_EQ(trained.err.find("[train] warning: mosa"), 0u) << trained.err;
+  EXPECT_EQ(trained.err.find('\n'), trained.err.size() - 1) << trained.err;
+  refused({"generate", out_, "--prompt", "a"}, 1, "mosa has no streaming form: ");
+  const Outcome scored = run({"eval", out_, "--data", text_});
+  EXPECT_EQ(scored.code, 0) << scored.err;
+  EXPECT_NE(scored.err.find("sees the future"), std::string::npos) << scored.err;
+  EXPECT_NE(scored.err.find("windows of "), std::string::npos) << scored.err;
 }
 
 TEST_F(BadInput, ConfigurationFiles) {

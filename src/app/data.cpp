@@ -52,6 +52,23 @@ std::vector<Piece> cut_pieces(const Text& text, Packing packing, std::int64_t se
   return pieces;
 }
 
+Text beginning_of(const Text& text, std::int64_t limit) {
+  if (text.bytes() <= limit) return text;
+  std::vector<std::string> documents;
+  std::int64_t bytes = 0;
+  for (const Piece& piece : cut_pieces(text, Packing::documents, limit)) {
+    // A piece is a separator or the byte before it, then its bytes; one at the end of a document ends with a separator.
+    const auto begin = text.stream.begin() + piece.begin + 1;
+    auto end = begin + piece.length;
+    if (*(end - 1) == kSeparator) --end;
+    end = std::min(end, begin + (limit - bytes));
+    documents.emplace_back(begin, end);
+    bytes += end - begin;
+    if (bytes >= limit) break;
+  }
+  return Text(documents);
+}
+
 void Batch::clear() {
   tokens.clear();
   targets.clear();

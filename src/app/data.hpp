@@ -46,6 +46,9 @@ struct Piece {
 // stream but the first is the target of exactly one piece.
 std::vector<Piece> cut_pieces(const Text& text, Packing packing, std::int64_t seq_len);
 
+// The first `limit` (>= 1) bytes of the text, the last document cut where the limit falls.
+Text beginning_of(const Text& text, std::int64_t limit);
+
 // Packed sequences, as nn::Model::loss takes them.
 struct Batch {
   std::vector<std::int32_t> tokens, targets;  // (N)

@@ -7,16 +7,24 @@
 #include <numbers>
 
 #include "base/error.hpp"
+#include "nn/families.hpp"
 
 namespace loglinear::app {
 
 double Evaluation::perplexity() const { return std::exp2(bits_per_byte()); }
 
+std::string future_warning(const nn::ModelConfig& config) {
+  if (nn::find_family(config.family)->causal) return "";
+  return config.family +
+         " chooses among all tokens of a sequence: its loss sees the future and is not that of a language model";
+}
+
 Evaluation evaluate(nn::Model<float>& model, const Text& text, const EvaluationOptions& options) {
   if (model.config().vocab_size != 256)
     fail("evaluate", "the model has a vocabulary of {}, the text is read as 256 bytes", model.config().vocab_size);
   if (text.bytes() == 0) fail("evaluate", "there is no text");
-  const std::int64_t seq_len = options.seq_len > 0 ? options.seq_len : std::numeric_limits<std::int64_t>::max() / 2;
+  std::int64_t seq_len = options.seq_len > 0 ? options.seq_len : std::numeric_limits<std::int64_t>::max() / 2;
+  if (!nn::find_family(model.config().family)->causal) seq_len = std::min(seq_len, options.batch_tokens);
   const std::vector<Piece> pieces = cut_pieces(text, Packing::documents, seq_len);
 
   Evaluation result;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "app/data.hpp"
@@ -33,9 +34,14 @@ struct EvaluationOptions {
   std::function<void(std::int64_t done)> progress;
 };
 
+// Empty for a causal model. Otherwise a line that says what its loss is worth: its mixer looks at later tokens, so the
+// loss is not that of a language model.
+std::string future_warning(const nn::ModelConfig& config);
+
 // Scores every byte of the text once, each document (or piece of it) from an empty state; separators are context, not
-// scored. The model's vocabulary must be the 256 bytes. Throws Error when the text has no bytes, or the result is not
-// finite. The same bits for any number of threads.
+// scored. A model that is not causal has no state to go on from: its documents are cut into sequences of batch_tokens
+// where they are longer. The model's vocabulary must be the 256 bytes. Throws Error when the text has no bytes, or the
+// result is not finite. The same bits for any number of threads.
 Evaluation evaluate(nn::Model<float>& model, const Text& text, const EvaluationOptions& options = {});
 
 }  // namespace loglinear::app

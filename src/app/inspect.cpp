@@ -94,8 +94,8 @@ ordered_json inspect_context(const io::SafetensorsFile& file) {
   for (const io::TensorInfo& info : file.tensors())
     if (info.name.starts_with("state.")) bytes += info.bytes;
   report["state_bytes"] = bytes;
-  if (family->mixer != nn::MixerKind::attention) {
-    report["rule"] = name_of(family->mixer == nn::MixerKind::mamba2 ? Rule::scalar_decay : Rule::gated_delta);
+  if (!nn::is_attention(family->mixer)) {
+    report["rule"] = name_of(family->mixer == nn::MixerKind::gated_deltanet ? Rule::gated_delta : Rule::scalar_decay);
     // Every layer has the same slots: those of the first one.
     std::vector<int> bits;
     std::int64_t open = 0;

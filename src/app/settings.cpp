@@ -15,15 +15,18 @@ const std::vector<std::string> kSchedules = {"cosine", "linear", "wsd", "constan
 
 bool about_one_call(const std::string& name) { return name == "out" || name == "resume" || name == "quiet"; }
 
-// Keys with - in place of _.
+// Keys with - in place of _, and the mixer by its names of today.
 nlohmann::json dashed(const nlohmann::json& json, const std::string& source) {
   if (!json.is_object()) fail_usage("train", "{}: an object of settings is needed", source);
   nlohmann::json result = nlohmann::json::object();
   for (const auto& [key, value] : json.items()) {
     std::string name = key;
     std::replace(name.begin(), name.end(), '_', '-');
+    if (name == "family") name = "mixer";
     if (result.contains(name)) fail_usage("train", "{}: {} is given twice", source, name);
     result[name] = value;
+    if (name == "mixer" && value.is_string())
+      if (const nn::Family* family = nn::find_family(value.get<std::string>())) result[name] = family->name;
   }
   return result;
 }
@@ -53,7 +56,7 @@ void apply_settings(TrainSettings& settings, const nlohmann::json& json, const s
       reader.real(name, value, range.low, range.high);
     } else if constexpr (std::is_same_v<Value, std::vector<std::string>>) {
       reader.texts(name, value);
-    } else if (name == "family") {
+    } else if (name == "mixer") {
       reader.choice(name, value, nn::family_names());
     } else if (name == "packing") {
       reader.choice(name, value, kPackings);

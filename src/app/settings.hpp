@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "app/train.hpp"
+#include "nn/families.hpp"
 
 namespace loglinear::app {
 
@@ -32,21 +33,31 @@ void for_each_setting(Settings& s, F&& f) {
   f("seq-len", s.seq_len, SettingRange{1, 1 << 30}, "Data", "longest sequence, in bytes");
   f("batch-tokens", s.batch_tokens, SettingRange{1, 1 << 30}, "Data", "bytes in a batch, at least --seq-len");
 
-  f("family", s.family, none, "Model",
-    "log_linear_mamba2, mamba2, log_linear_gated_deltanet, gated_deltanet or transformer");
+  static const std::string mixers = "what mixes tokens in a layer: " + nn::family_list();
+  f("mixer", s.mixer, none, "Model", mixers.c_str());
   f("hidden-size", s.hidden_size, SettingRange{1, 1 << 20}, "Model", "width D of the model");
   f("layers", s.layers, SettingRange{1, 1 << 16}, "Model", "blocks");
-  f("heads", s.heads, SettingRange{0, 1 << 16}, "Model", "heads H; 0: chosen for the family");
-  f("groups", s.groups, SettingRange{0, 1 << 16}, "Model", "query/key groups G (Mamba-2 families); 0: 1");
-  f("key-width", s.key_width, SettingRange{0, 1 << 16}, "Model", "key width K of a head; 0: chosen for the family");
-  f("value-width", s.value_width, SettingRange{0, 1 << 16}, "Model", "value width V; 0: chosen for the family");
-  f("kv-heads", s.kv_heads, SettingRange{0, 1 << 16}, "Model", "key/value heads of the transformer; 0: --heads");
+  f("heads", s.heads, SettingRange{0, 1 << 16}, "Model", "heads H; 0: chosen for the mixer");
+  f("groups", s.groups, SettingRange{0, 1 << 16}, "Model", "query/key groups G (mamba2, log_linear_mamba2); 0: 1");
+  f("key-width", s.key_width, SettingRange{0, 1 << 16}, "Model", "key width K of a head; 0: chosen for the mixer");
+  f("value-width", s.value_width, SettingRange{0, 1 << 16}, "Model", "value width V; 0: chosen for the mixer");
+  f("kv-heads", s.kv_heads, SettingRange{0, 1 << 16}, "Model", "key/value heads of softmax attention; 0: --heads");
   f("conv-width", s.conv_width, SettingRange{1, 64}, "Model", "taps of the short convolution");
   f("mlp-width", s.mlp_width, SettingRange{0, 1 << 24}, "Model", "hidden width of the MLP; 0: about 8/3 D");
-  f("levels", s.levels, SettingRange{1, 64}, "Model", "levels L of the log-linear families");
-  f("norm-eps", s.norm_eps, SettingRange{0, 1}, "Model", "epsilon of the norms; 0: the family's");
+  f("levels", s.levels, SettingRange{1, 64}, "Model", "levels L of the log-linear mixers");
+  f("window", s.window, SettingRange{0, kLargest}, "Model",
+    "newest tokens that one sees; 0: 256 for sliding_window and local_strided, all for flash, standard, mosa");
+  f("stride", s.stride, SettingRange{0, kLargest}, "Model", "local_strided: of the older tokens that one sees; 0: 64");
+  f("dense-heads", s.dense_heads, SettingRange{0, 1 << 16}, "Model",
+    "mosa: of --heads, those with softmax attention; 0: half");
+  f("routed-heads", s.routed_heads, SettingRange{0, 1 << 16}, "Model",
+    "mosa: heads that choose their tokens; 0: --sparsity for each of --heads that is not dense");
+  f("sparsity", s.sparsity, SettingRange{0, 1 << 16}, "Model",
+    "mosa: a routed head chooses one token of so many; 0: 4");
+  f("norm-eps", s.norm_eps, SettingRange{0, 1}, "Model", "epsilon of the norms; 0: the mixer's");
   f("initializer-range", s.initializer_range, SettingRange{0, 10}, "Model", "standard deviation of the first weights");
-  f("rope-theta", s.rope_theta, SettingRange{1, kNoLimit}, "Model", "base of the transformer's rotary embedding");
+  f("rope-theta", s.rope_theta, SettingRange{1, kNoLimit}, "Model",
+    "base of the rotary embedding of softmax attention");
 
   f("steps", s.steps, count, "Length", "optimizer steps (1000 when no length is given)");
   f("epochs", s.epochs, SettingRange{0, 100000}, "Length", "times over the text, instead of --steps");
@@ -79,9 +90,9 @@ void for_each_setting(Settings& s, F&& f) {
 // The settings as {"lr": 0.002, ...}, those about one call (out, resume, quiet) left out.
 nlohmann::json to_json(const TrainSettings& settings);
 
-// Sets what `json` (an object; keys as long flags with - or _) gives, checking type and range; `source` names it in
-// errors. A length (steps, epochs, minutes) replaces one set before. Throws Error of kind usage for an unknown key, a
-// wrong type, a value out of range, or two lengths at once.
+// Sets what `json` (an object; keys as long flags with - or _; "family", the old name of "mixer", too) gives, checking
+// type and range; `source` names it in errors. A length (steps, epochs, minutes) replaces one set before. Throws Error
+// of kind usage for an unknown key, a wrong type, a value out of range, or two lengths at once.
 void apply_settings(TrainSettings& settings, const nlohmann::json& json, const std::string& source);
 
 // The settings of one call: the defaults; when resuming, over them those of the newest checkpoint in `out`; over them

@@ -10,6 +10,7 @@
 #include "io/safetensors.hpp"
 #include "io/utf8.hpp"
 #include "loglinear/error.hpp"
+#include "nn/families.hpp"
 
 namespace loglinear::app {
 namespace {
@@ -153,7 +154,23 @@ class Folder {
 
 class Generate : public ::testing::TestWithParam<std::string> {};
 
-INSTANTIATE_TEST_SUITE_P(Families, Generate, ::testing::ValuesIn(nn::family_names()));
+std::vector<std::string> causal_families() {
+  std::vector<std::string> names = nn::family_names();
+  std::erase_if(names, [](const std::string& name) { return !nn::find_family(name)->causal; });
+  return names;
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, Generate, ::testing::ValuesIn(causal_families()));
+
+TEST(GenerateErrors, AModelThatIsNotCausalHasNoContext) {
+  const auto model = small_model("mosa");
+  try {
+    new_context(*model);
+    ADD_FAILURE() << "no error";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("mosa has no streaming form: "), std::string::npos) << error.what();
+  }
+}
 
 TEST_P(Generate, IsReproducibleAndStreamsItsText) {
   const auto model = small_model(GetParam());

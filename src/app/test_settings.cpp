@@ -76,7 +76,11 @@ TEST_F(Settings, UnknownKeysWrongTypesAndRangesAreUsageErrors) {
   usage({{"batch-tokens", -5}}, "--batch-tokens");
   usage({{"val-fraction", 1.0}}, "--val-fraction");
   usage({{"beta2", 1.0}}, "--beta2");
-  usage({{"family", "rnn"}}, "--family");
+  usage({{"mixer", "rnn"}}, "--mixer");
+  usage({{"family", "rnn"}}, "--mixer");
+  usage({{"family", "flash"}, {"mixer", "flash"}}, "mixer is given twice");
+  usage({{"sparsity", 1 << 20}}, "--sparsity");
+  usage({{"window", -1}}, "--window");
   usage({{"schedule", "step"}}, "--schedule");
   usage({{"packing", "none"}}, "--packing");
   usage({{"resume", 1}}, "--resume");
@@ -123,18 +127,52 @@ TEST_F(Settings, CompleteChecksWhatConcernsSeveral) {
   EXPECT_EQ(kind_of([&] { complete_settings(bad); }, "--min-lr"), Error::Kind::usage);
 }
 
+// family is what mixer was called, and transformer what flash was.
+TEST_F(Settings, OldNamesAreRead) {
+  EXPECT_EQ(resolve_settings({{"family", "transformer"}}, {}).mixer, "flash");
+  EXPECT_EQ(resolve_settings({{"mixer", "transformer"}}, {}).mixer, "flash");
+  EXPECT_EQ(resolve_settings(json::object(), file("old.toml", "family = \"mamba2\"\n")).mixer, "mamba2");
+}
+
+TEST_F(Settings, WhatAMixerDoesNotHaveIsRefused) {
+  const auto refused = [](const char* mixer, std::int64_t TrainSettings::*field, const char* name) {
+    TrainSettings s;
+    s.mixer = mixer;
+    s.*field = 2;
+    EXPECT_EQ(kind_of([&] { model_config(s); }, std::string(name) + ": " + mixer), Error::Kind::usage);
+  };
+  refused("mamba2", &TrainSettings::window, "--window");
+  refused("linear", &TrainSettings::window, "--window");
+  refused("flash", &TrainSettings::stride, "--stride");
+  refused("sliding_window", &TrainSettings::sparsity, "--sparsity");
+  refused("gated_deltanet", &TrainSettings::routed_heads, "--routed-heads");
+  refused("standard", &TrainSettings::dense_heads, "--dense-heads");
+  TrainSettings s;
+  s.window = 32;
+  s.mixer = "sliding_window";
+  EXPECT_EQ(model_config(s).window, 32);
+  s.mixer = "local_strided";
+  s.stride = 16;
+  EXPECT_EQ(model_config(s).stride, 16);
+  s.mixer = "mosa";
+  s.stride = 0;
+  s.sparsity = 8;
+  s.heads = 4;
+  EXPECT_EQ(model_config(s).routed_heads, 16);
+}
+
 TEST_F(Settings, EveryFamilyHasDefaultSizes) {
   for (const std::string& family : nn::family_names())
     for (const std::int64_t width : {64, 96, 256, 1536}) {
       TrainSettings s;
-      s.family = family;
+      s.mixer = family;
       s.hidden_size = width;
       nn::ModelConfig config;
       EXPECT_NO_THROW(config = model_config(s)) << family << width;
       EXPECT_EQ(config.hidden_size, width);
     }
   TrainSettings paper;
-  paper.family = "log_linear_gated_deltanet";
+  paper.mixer = "log_linear_gated_deltanet";
   paper.hidden_size = 1536;
   paper.heads = 6;
   EXPECT_EQ(model_config(paper).key_width, 192);

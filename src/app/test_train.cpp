@@ -133,11 +133,11 @@ TEST_F(Train, LearnsAndLogsAndKeepsTwoCheckpoints) {
 }
 
 TEST_F(Train, ResumedRunsEndWithTheSameBits) {
-  for (const std::string family : {"log_linear_mamba2", "log_linear_gated_deltanet", "transformer"}) {
+  for (const std::string& family : nn::family_names()) {
     TrainSettings s = settings("whole_" + family);
-    s.family = family;
+    s.mixer = family;
     s.accumulate = 2;
-    s.packing = family == "transformer" ? "blocks" : "documents";
+    s.packing = family == "flash" ? "blocks" : "documents";
     train(s);
     const std::string parts = "parts_" + family;
     s.out = (folder_ / parts).string();
@@ -152,6 +152,54 @@ TEST_F(Train, ResumedRunsEndWithTheSameBits) {
     EXPECT_TRUE(optimizer("whole_" + family, 12) == optimizer(parts, 12));
     EXPECT_EQ(log("whole_" + family), log(parts));
   }
+}
+
+// What trainer.json said before mixers had names of their own.
+TEST_F(Train, CheckpointsWithAFamilyResume) {
+  TrainSettings s = settings("a");
+  s.mixer = "flash";
+  train(s);
+  s = settings("b");
+  s.mixer = "flash";
+  train(s, stop_after(4));
+  const auto checkpoint = newest_checkpoint(s.out, {});
+  json trainer = checkpoint->trainer;
+  json& stored = trainer.at("settings");
+  stored["family"] = "transformer";
+  for (const char* key : {"mixer", "window", "stride", "dense-heads", "routed-heads", "sparsity"}) stored.erase(key);
+  nn::Model<float> model(model_config(s));
+  Moments moments;
+  load_checkpoint(*checkpoint, model, moments);
+  save_checkpoint(s.out, model, moments, trainer);
+  s.resume = true;
+  std::string printed;
+  TrainHooks hooks;
+  hooks.print = [&](std::string_view text) { printed += text; };
+  EXPECT_EQ(train(s, hooks).step, 12);
+  EXPECT_EQ(printed.find("changed"), std::string::npos) << printed;
+  EXPECT_TRUE(weights("a", 12) == weights("b", 12));
+  s.mixer = "standard";
+  EXPECT_NE(error_of([&] { train(s); }, Error::Kind::usage).find("--mixer"), std::string::npos);
+}
+
+// Its choice looks at later tokens: it says so, and scores what it can.
+TEST_F(Train, AMixerThatIsNotCausalWarnsOnceAndScoresWindows) {
+  TrainSettings s = settings("a");
+  s.mixer = "mosa";
+  std::vector<std::string> warnings;
+  TrainHooks hooks;
+  hooks.warn = [&](const std::string& text) { warnings.push_back(text); };
+  train(s, hooks);
+  ASSERT_EQ(warnings.size(), 1u);
+  EXPECT_NE(warnings[0].find("sees the future"), std::string::npos) << warnings[0];
+  const auto model = load_model<float>(s.out);
+  const std::vector<std::string> documents = {file(folder_ / "text.txt").substr(0, 300), "short"};
+  const Text text(documents);
+  const Evaluation windows = evaluate(*model, text, {.seq_len = 0, .batch_tokens = 50, .progress = {}});
+  const Evaluation cut = evaluate(*model, text, {.seq_len = 50, .batch_tokens = 50, .progress = {}});
+  EXPECT_EQ(windows.bytes, 305);
+  EXPECT_EQ(windows.sequences, 8);  // 300 bytes, the end of their document on its own, and 5
+  EXPECT_EQ(windows.bits, cut.bits);
 }
 
 TEST_F(Train, ARunThatEndedIsLeftAsItIsAndCanBeMadeLonger) {

@@ -21,6 +21,7 @@
 #include "io/file.hpp"
 #include "io/json_log.hpp"
 #include "io/text.hpp"
+#include "nn/families.hpp"
 
 namespace loglinear::app {
 namespace {
@@ -32,11 +33,11 @@ constexpr int kMaxSkippedInARow = 10;
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 // Settings that decide which model is trained on which sequences: a resumed run must keep them.
-constexpr const char* kFixed[] = {"family",     "hidden-size",       "layers",      "heads",
-                                  "groups",     "key-width",         "value-width", "kv-heads",
-                                  "conv-width", "mlp-width",         "levels",      "norm-eps",
-                                  "rope-theta", "packing",           "seq-len",     "batch-tokens",
-                                  "seed",       "initializer-range", "accumulate"};
+constexpr const char* kFixed[] = {
+    "mixer",        "hidden-size",       "layers",    "heads",      "groups",  "key-width", "value-width",
+    "kv-heads",     "conv-width",        "mlp-width", "levels",     "window",  "stride",    "dense-heads",
+    "routed-heads", "sparsity",          "norm-eps",  "rope-theta", "packing", "seq-len",   "batch-tokens",
+    "seed",         "initializer-range", "accumulate"};
 
 // What changes from step to step and is not in the model or the optimizer: all of it goes into trainer.json.
 struct Progress {
@@ -118,24 +119,6 @@ Data read_data(const TrainSettings& s, const Warn& warn) {
   return data;
 }
 
-// The first `limit` bytes of the text, whole pieces.
-Text beginning_of(const Text& text, std::int64_t limit) {
-  if (text.bytes() <= limit) return text;
-  std::vector<std::string> documents;
-  std::int64_t bytes = 0;
-  for (const Piece& piece : cut_pieces(text, Packing::documents, limit)) {
-    // A piece is a separator or the byte before it, then its bytes; one at the end of a document ends with a separator.
-    const auto begin = text.stream.begin() + piece.begin + 1;
-    auto end = begin + piece.length;
-    if (*(end - 1) == kSeparator) --end;
-    end = std::min(end, begin + (limit - bytes));
-    documents.emplace_back(begin, end);
-    bytes += end - begin;
-    if (bytes >= limit) break;
-  }
-  return Text(documents);
-}
-
 // A run that cannot fit is refused before the machine starts to swap.
 void check_memory(const nn::ModelConfig& c) {
   double parameters = 0;
@@ -202,11 +185,14 @@ void Trainer::check_resumable(const TrainingCheckpoint& checkpoint) {
   const std::string name = checkpoint.folder.string();
   const json& trainer = checkpoint.trainer;
   const auto hash = [&](const char* key) { return trainer.at(key).get<std::string>(); };
-  const json now = app::to_json(s_), then = trainer.at("settings");
+  // Read as settings, so that those which are new since then have the value that they had without saying so.
+  TrainSettings stored;
+  apply_settings(stored, trainer.at("settings"), name + " (settings of the checkpoint)");
+  const json now = app::to_json(s_), then = app::to_json(stored);
   for (const char* key : kFixed)
-    if (!then.contains(key) || now.at(key) != then.at(key))
-      fail_usage("train", "--{}: {} was trained with {}, cannot go on with {}", key, name,
-                 then.value(key, json(nullptr)).dump(), now.at(key).dump());
+    if (now.at(key) != then.at(key))
+      fail_usage("train", "--{}: {} was trained with {}, cannot go on with {}", key, name, then.at(key).dump(),
+                 now.at(key).dump());
   if (hash("data_hash") != fmt::format("{:016x}", data_hash_))
     fail("train", "{} was trained on other text than this --data", name);
   if (hash("validation_hash") != fmt::format("{:016x}", validation_hash_))
@@ -283,6 +269,7 @@ void Trainer::start() {
       fmt::format("run       {}, {} bytes a step, into {}",
                   s_.minutes > 0 ? fmt::format("{:g} minutes", s_.minutes) : fmt::format("{} steps", total_steps_),
                   format_count(static_cast<double>(s_.batch_tokens * s_.accumulate)), s_.out));
+  if (const std::string text = future_warning(config); !text.empty()) warn(text);
   if (checkpoint) console_.line(fmt::format("resumed   from {}", checkpoint_));
   for (const std::string& change : changes_) console_.line(change);
   if (s_.resume && !checkpoint) console_.line("resumed   nothing: no checkpoint yet, starting from the beginning");
@@ -459,12 +446,19 @@ TrainResult Trainer::run() {
 
 nn::ModelConfig model_config(const TrainSettings& s) {
   nn::ModelConfig c;
-  const bool transformer = s.family == "transformer";
-  const bool delta = s.family == "gated_deltanet" || s.family == "log_linear_gated_deltanet";
+  const nn::Family* family = nn::find_family(s.mixer);
+  if (!family) fail_usage("train", "--mixer: there is no {}, only {}", s.mixer, nn::family_list());
+  const nn::MixerKind kind = family->mixer;
+  const bool softmax = nn::is_attention(kind), delta = kind == nn::MixerKind::gated_deltanet,
+             mosa = kind == nn::MixerKind::mosa;
+  const auto only = [&](bool has, const char* name, std::int64_t value) {
+    if (!has && value > 0) fail_usage("train", "--{}: {} has none", name, family->name);
+    return value;
+  };
   const auto choose = [](std::int64_t given, std::int64_t otherwise) {
     return given > 0 ? given : std::max<std::int64_t>(otherwise, 1);
   };
-  c.family = s.family;
+  c.family = family->name;
   c.hidden_size = s.hidden_size;
   c.num_layers = s.layers;
   c.conv_width = s.conv_width;
@@ -473,8 +467,12 @@ nn::ModelConfig model_config(const TrainSettings& s) {
   c.rope_theta = s.rope_theta;
   c.mlp_width = s.mlp_width;
   const std::int64_t d = s.hidden_size;
-  if (transformer) {
+  if (softmax || mosa) {
     c.num_heads = choose(s.heads, d / 64);
+  } else if (kind == nn::MixerKind::linear) {  // as softmax attention
+    c.num_heads = choose(s.heads, d / 64);
+    c.key_width = choose(s.key_width, d / c.num_heads);
+    c.value_width = choose(s.value_width, d / c.num_heads);
   } else if (delta) {  // the paper's proportions: H K = 3/4 D, V = 2 K
     c.num_heads = choose(s.heads, d / 64);
     c.key_width = choose(s.key_width, d * 3 / 4 / c.num_heads);
@@ -484,8 +482,13 @@ nn::ModelConfig model_config(const TrainSettings& s) {
     c.num_heads = choose(s.heads, 2 * d / c.value_width);
     c.key_width = choose(s.key_width, 64);
   }
-  c.num_groups = delta || transformer ? c.num_heads : choose(s.groups, 1);
+  c.num_groups = choose(s.groups, 1);  // of the Mamba-2 families; resolved() knows the others'
   c.kv_heads = s.kv_heads;
+  c.window = only(softmax || mosa, "window", s.window);
+  c.stride = only(kind == nn::MixerKind::local_strided, "stride", s.stride);
+  c.dense_heads = only(mosa, "dense-heads", s.dense_heads);
+  c.routed_heads = only(mosa, "routed-heads", s.routed_heads);
+  c.sparsity = only(mosa, "sparsity", s.sparsity);
   c.norm_eps = s.norm_eps > 0 ? s.norm_eps : delta ? 1e-6 : 1e-5;
   try {
     return nn::resolved(c);

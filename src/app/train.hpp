@@ -14,15 +14,16 @@
 namespace loglinear::app {
 
 // Everything that a run depends on. The defaults are those of the program; settings.hpp lists the names, ranges and
-// help lines. 0 in a size of the model: chosen for the family.
+// help lines. 0 in a size of the model: chosen for the mixer.
 struct TrainSettings {
   std::vector<std::string> data;
   std::vector<std::string> val_data;
   std::string out;
 
-  std::string family = "log_linear_mamba2";
+  std::string mixer = "log_linear_mamba2";
   std::int64_t hidden_size = 256, layers = 4, heads = 0, groups = 0, key_width = 0, value_width = 0, kv_heads = 0;
   std::int64_t conv_width = 4, mlp_width = 0, levels = 15;
+  std::int64_t window = 0, stride = 0, dense_heads = 0, routed_heads = 0, sparsity = 0;
   double norm_eps = 0, initializer_range = 0.006, rope_theta = 500000;
 
   std::string packing = "documents";
@@ -41,7 +42,8 @@ struct TrainSettings {
   bool resume = false, quiet = false;
 };
 
-// The model that the settings ask for. Throws Error of kind usage when the sizes contradict each other.
+// The model that the settings ask for. Throws Error of kind usage when the sizes contradict each other, or when one is
+// given that only other mixers have (window, stride, dense_heads, routed_heads, sparsity).
 nn::ModelConfig model_config(const TrainSettings& settings);
 
 // How the run talks to whoever started it.

@@ -1,10 +1,14 @@
-// Causal softmax attention with rotary embedding: the Transformer baseline, and the hybrid layers of Gated DeltaNet.
+// Causal softmax attention with rotary embedding: the Transformer baseline, the hybrid layers of Gated DeltaNet, and
+// the same layer with the other operators of its kind.
 
 #include <algorithm>
 
 #include "loglinear/bias.hpp"
 #include "loglinear/flash_attention.hpp"
 #include "loglinear/rotary.hpp"
+#include "loglinear/sparse_attention.hpp"
+#include "loglinear/standard_attention.hpp"
+#include "nn/attention_core.hpp"
 #include "nn/mixer.hpp"
 #include "nn/projection.hpp"
 
@@ -32,8 +36,9 @@ namespace {
 template <class T>
 class Attention final : public Mixer<T> {
  public:
-  Attention(const ModelConfig& c, const ParameterStore<T>& store, const std::string& prefix)
-      : config_(c),
+  Attention(MixerKind kind, const ModelConfig& c, const ParameterStore<T>& store, const std::string& prefix)
+      : kind_(kind),
+        config_(c),
         in_proj_{store.find(prefix + "q_proj.weight"), D_ + 2 * kv_, D_},
         out_proj_{store.find(prefix + "o_proj.weight"), D_, D_},
         bias_(c.qkv_bias ? store.find(prefix + "q_proj.bias") : Weight<T>{}) {}
@@ -42,7 +47,6 @@ class Attention final : public Mixer<T> {
     const std::int64_t N = pass.tokens, R = in_proj_.out;
     qkv_ = pass.keep->template take<T>(N * R);
     o_ = pass.keep->template take<T>(N * D_);
-    log_sums_ = pass.keep->template take<T>(N * H_);
 
     in_proj_.forward(N, x, T{0}, qkv_, pass.threads);
     if (bias_.value) bias_forward(N, R, bias_.value, qkv_, R, pass.threads);
@@ -52,12 +56,10 @@ class Attention final : public Mixer<T> {
            pass.threads);
     rotary(Rotation::forward, pass.cu_seqlens, positions, config_.kv_heads, width_, config_.rope_theta, qkv_ + k_at_, R,
            qkv_ + k_at_, R, pass.threads);
-    if (pass.state) {
+    if (pass.state)
       attend_to_cache(pass);
-    } else {
-      flash_attention_forward<T>(sequences(pass), shape(), qkv_, R, qkv_ + k_at_, R, qkv_ + v_at_, R, o_, D_, log_sums_,
-                                 pass.threads);
-    }
+    else
+      attend(pass, packed_sequences(pass), qkv_ + k_at_, R, qkv_ + v_at_, R);
     out_proj_.forward(N, o_, T{1}, out, pass.threads);
   }
 
@@ -68,8 +70,18 @@ class Attention final : public Mixer<T> {
     T* do_ = pass.scratch->template take<T>(N * D_);
     out_proj_.backward_weight(N, o_, dout, pass.threads);
     out_proj_.backward_input(N, dout, do_, pass.threads);
-    flash_attention_backward<T>(sequences(pass), shape(), qkv_, R, qkv_ + k_at_, R, qkv_ + v_at_, R, o_, D_, log_sums_,
-                                do_, D_, dqkv, R, dqkv + k_at_, R, dqkv + v_at_, R, pass.threads);
+    const T *k = qkv_ + k_at_, *v = qkv_ + v_at_;
+    T *dk = dqkv + k_at_, *dv = dqkv + v_at_;
+    const std::vector<AttentionSequence> sequences = packed_sequences(pass);
+    if (kind_ == MixerKind::standard)
+      standard_attention_backward<T>(sequences, shape(), qkv_, R, k, R, v, R, kept_, do_, D_, dqkv, R, dk, R, dv, R,
+                                     pass.threads);
+    else if (kind_ == MixerKind::flash)
+      flash_attention_backward<T>(sequences, shape(), qkv_, R, k, R, v, R, o_, D_, kept_, do_, D_, dqkv, R, dk, R, dv,
+                                  R, pass.threads);
+    else
+      sparse_attention_backward<T>(sequences, shape(), pattern(), qkv_, R, k, R, v, R, o_, D_, kept_, do_, D_, dqkv, R,
+                                   dk, R, dv, R, pass.threads);
     rotary(Rotation::inverse, pass.cu_seqlens, {}, H_, width_, config_.rope_theta, dqkv, R, dqkv, R, pass.threads);
     rotary(Rotation::inverse, pass.cu_seqlens, {}, config_.kv_heads, width_, config_.rope_theta, dqkv + k_at_, R,
            dqkv + k_at_, R, pass.threads);
@@ -82,7 +94,7 @@ class Attention final : public Mixer<T> {
     LayerState<T> state;
     state.kv_heads = config_.kv_heads;
     state.kv_width = width_;
-    state.window = config_.window;
+    state.window = kind_ == MixerKind::local_strided ? 0 : config_.window;  // a strided key may be any old one
     return state;
   }
 
@@ -92,17 +104,26 @@ class Attention final : public Mixer<T> {
     shape.heads = H_;
     shape.kv_heads = config_.kv_heads;
     shape.key_width = shape.value_width = width_;
-    shape.window = config_.window;
+    if (!sparse()) shape.window = config_.window;
     return shape;
   }
+  SparsePattern pattern() const { return {config_.window, config_.stride}; }
+  bool sparse() const { return kind_ == MixerKind::sliding_window || kind_ == MixerKind::local_strided; }
 
-  static std::vector<AttentionSequence> sequences(const Pass<T>& pass) {
-    std::vector<AttentionSequence> list;
-    for (std::size_t s = 0; s + 1 < pass.cu_seqlens.size(); ++s) {
-      const std::int64_t begin = pass.cu_seqlens[s], count = pass.cu_seqlens[s + 1] - begin;
-      list.push_back({begin, count, begin, count});
-    }
-    return list;
+  // o_ from the queries of the pass and any keys and values, and for a pass without a state what backward needs.
+  void attend(const Pass<T>& pass, std::span<const AttentionSequence> sequences, const T* k, std::int64_t k_stride,
+              const T* v, std::int64_t v_stride) {
+    Arena& arena = pass.state ? *pass.scratch : *pass.keep;
+    const std::int64_t R = in_proj_.out;
+    kept_ = arena.template take<T>(kind_ == MixerKind::standard ? standard_attention_elements(sequences, shape())
+                                                                : pass.tokens * H_);
+    if (kind_ == MixerKind::standard)
+      standard_attention_forward<T>(sequences, shape(), qkv_, R, k, k_stride, v, v_stride, o_, D_, kept_, pass.threads);
+    else if (kind_ == MixerKind::flash)
+      flash_attention_forward<T>(sequences, shape(), qkv_, R, k, k_stride, v, v_stride, o_, D_, kept_, pass.threads);
+    else
+      sparse_attention_forward<T>(sequences, shape(), pattern(), qkv_, R, k, k_stride, v, v_stride, o_, D_, kept_,
+                                  pass.threads);
   }
 
   void attend_to_cache(const Pass<T>& pass) {
@@ -116,35 +137,36 @@ class Attention final : public Mixer<T> {
     }
     const std::int64_t rows = static_cast<std::int64_t>(state.keys.size()) / kv_;
     const AttentionSequence sequence{0, N, 0, rows};
-    flash_attention_forward<T>({&sequence, 1}, shape(), qkv_, R, state.keys.data(), kv_, state.values.data(), kv_, o_,
-                               D_, nullptr, pass.threads);
+    const ArenaScope scope(*pass.scratch);
+    attend(pass, {&sequence, 1}, state.keys.data(), kv_, state.values.data(), kv_);
     if (state.window > 0 && rows > state.window)
       for (std::vector<T>* cache : {&state.keys, &state.values})
         cache->erase(cache->begin(), cache->begin() + (rows - state.window) * kv_);
   }
 
+  MixerKind kind_;
   ModelConfig config_;
   std::int64_t D_ = config_.hidden_size, H_ = attention_heads(config_), width_ = D_ / H_;
   std::int64_t kv_ = config_.kv_heads * width_, k_at_ = D_, v_at_ = D_ + kv_;  // in rows of q | k | v
   Projection<T> in_proj_, out_proj_;
   Weight<T> bias_;
 
-  T* qkv_ = nullptr;       // (N, D + 2 kv) rotated
-  T* o_ = nullptr;         // (N, D)
-  T* log_sums_ = nullptr;  // (N, H)
+  T* qkv_ = nullptr;   // (N, D + 2 kv) rotated
+  T* o_ = nullptr;     // (N, D)
+  T* kept_ = nullptr;  // log_sums (N, H); of standard attention its probabilities
 };
 
 }  // namespace
 
 template <class T>
-std::unique_ptr<Mixer<T>> make_attention(const ModelConfig& config, const ParameterStore<T>& store,
+std::unique_ptr<Mixer<T>> make_attention(MixerKind kind, const ModelConfig& config, const ParameterStore<T>& store,
                                          const std::string& prefix) {
-  return std::make_unique<Attention<T>>(config, store, prefix);
+  return std::make_unique<Attention<T>>(kind, config, store, prefix);
 }
 
-template std::unique_ptr<Mixer<float>> make_attention(const ModelConfig&, const ParameterStore<float>&,
+template std::unique_ptr<Mixer<float>> make_attention(MixerKind, const ModelConfig&, const ParameterStore<float>&,
                                                       const std::string&);
-template std::unique_ptr<Mixer<double>> make_attention(const ModelConfig&, const ParameterStore<double>&,
+template std::unique_ptr<Mixer<double>> make_attention(MixerKind, const ModelConfig&, const ParameterStore<double>&,
                                                        const std::string&);
 
 }  // namespace loglinear::nn

@@ -14,7 +14,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::int64_t kMaxSize = 1 << 24, kMaxLayers = 1 << 13, kMaxLevels = 64, kMaxConv = 16;
+constexpr std::int64_t kMaxSize = 1 << 24, kMaxLayers = 1 << 13, kMaxLevels = 64, kMaxConv = 16, kMaxSparsity = 1 << 16;
 constexpr std::int64_t kMaxParameters = std::int64_t{1} << 50;
 
 // What the fields are called where the config came from, for messages.
@@ -23,26 +23,29 @@ struct Names {
   Error::Kind kind = Error::Kind::usage;
   const char *family = "family", *layers = "num_layers", *groups = "num_groups", *key = "key_width",
              *value = "value_width", *kv_heads = "kv_heads", *conv = "conv_width", *mlp = "mlp_width",
-             *window = "window", *attn_layers = "attn_layers", *attn_heads = "attn_heads";
+             *window = "window", *attn_layers = "attn_layers", *attn_heads = "attn_heads", *stride = "stride",
+             *dense_heads = "dense_heads", *routed_heads = "routed_heads", *sparsity = "sparsity";
 };
 
 Names json_names(const Family& family) {
-  const bool gdn = family.mixer == MixerKind::gated_deltanet;
-  const bool hybrid = family.mixer != MixerKind::attention;
+  const bool mamba = family.mixer == MixerKind::mamba2;
+  const bool hybrid = family.mixer == MixerKind::gated_deltanet;
   Names names;
   names.where = "config.json";
   names.kind = Error::Kind::failure;
   names.family = "model_type";
   names.layers = "num_hidden_layers";
   names.groups = "n_groups";
-  names.key = gdn ? "head_dim" : "state_size";
-  names.value = gdn ? "expand_v" : "head_dim";
+  names.key = mamba ? "state_size" : "head_dim";
+  names.value = mamba ? "head_dim" : "expand_v";
   names.kv_heads = hybrid ? "attn.num_kv_heads" : "num_kv_heads";
-  names.conv = gdn ? "conv_size" : "conv_kernel";
+  names.conv = mamba ? "conv_kernel" : "conv_size";
   names.mlp = "intermediate_size";
   names.window = hybrid ? "attn.window_size" : "window_size";
   names.attn_layers = "attn.layers";
   names.attn_heads = "attn.num_heads";
+  names.dense_heads = "num_dense_heads";
+  names.routed_heads = "num_routed_heads";
   return names;
 }
 
@@ -75,12 +78,13 @@ ModelConfig resolve(ModelConfig config, const Names& names) {
   };
 
   const Family* family = find_family(config.family);
-  if (!family) {
-    std::string known;
-    for (const Family& f : kFamilies) known += (known.empty() ? "" : ", ") + std::string(f.name);
-    refuse(fmt::format("{}: there is no {}, only {}", names.family, config.family, known));
-  }
+  if (!family) refuse(fmt::format("{}: there is no {}, only {}", names.family, config.family, family_list()));
+  config.family = family->name;
+  const MixerKind kind = family->mixer;
   const ModelConfig defaults;
+  const auto fill = [](std::int64_t& value, std::int64_t otherwise) {
+    if (value == 0) value = otherwise;
+  };
   in_range("vocab_size", config.vocab_size, 1, kMaxSize);
   in_range("hidden_size", config.hidden_size, 1, kMaxSize);
   in_range(names.layers, config.num_layers, 1, kMaxLayers);
@@ -91,9 +95,12 @@ ModelConfig resolve(ModelConfig config, const Names& names) {
   if (config.mlp_width == 0) config.mlp_width = default_mlp_width(config.hidden_size);
   in_range(names.mlp, config.mlp_width, 1, kMaxSize);
 
-  if (family->mixer == MixerKind::attention) {
+  if (is_attention(kind) || kind == MixerKind::mosa) {
     config.attn_layers.clear();
     config.attn_heads = 0;
+    if (kind == MixerKind::sliding_window || kind == MixerKind::local_strided)
+      fill(config.window, defaults.kDefaultWindow);
+    if (kind == MixerKind::mosa) config.kv_heads = 0, config.qkv_bias = false;
     check_attention("num_heads", config.num_heads);
     config.key_width = config.value_width = config.hidden_size / config.num_heads;
     config.num_groups = defaults.num_groups;
@@ -102,16 +109,17 @@ ModelConfig resolve(ModelConfig config, const Names& names) {
     in_range(names.key, config.key_width, 1, kMaxSize);
     in_range(names.value, config.value_width, 1, kMaxSize);
     in_range(names.conv, config.conv_width, 1, kMaxConv);
-    if (family->mixer == MixerKind::gated_deltanet) config.num_groups = config.num_heads;
+    if (kind != MixerKind::mamba2) config.num_groups = config.num_heads;
     in_range(names.groups, config.num_groups, 1, kMaxSize);
     if (config.num_heads % config.num_groups != 0)
       refuse(fmt::format("{}: {} does not divide num_heads = {}", names.groups, config.num_groups, config.num_heads));
+    if (kind == MixerKind::linear) config.attn_layers.clear();
     if (config.attn_layers.empty()) {
       config.attn_heads = config.kv_heads = config.window = 0;
       config.qkv_bias = false;
       config.rope_theta = defaults.rope_theta;
     } else {
-      if (family->mixer != MixerKind::gated_deltanet)
+      if (kind != MixerKind::gated_deltanet)
         refuse(fmt::format("{}: {} has no hybrid layers", names.attn_layers, config.family));
       for (std::size_t i = 0; i < config.attn_layers.size(); ++i) {
         in_range(names.attn_layers, config.attn_layers[i], 0, config.num_layers - 1);
@@ -122,6 +130,23 @@ ModelConfig resolve(ModelConfig config, const Names& names) {
       if (config.attn_heads == 0) config.attn_heads = config.num_heads;
       check_attention(names.attn_heads, config.attn_heads);
     }
+  }
+  if (kind == MixerKind::local_strided) {
+    fill(config.stride, defaults.kDefaultStride);
+    in_range(names.stride, config.stride, 1, std::numeric_limits<std::int64_t>::max());
+  } else {
+    config.stride = 0;
+  }
+  if (kind == MixerKind::mosa) {
+    fill(config.dense_heads, std::max<std::int64_t>(1, config.num_heads / 2));
+    in_range(names.dense_heads, config.dense_heads, 1, config.num_heads);
+    config.kv_heads = config.dense_heads;
+    fill(config.sparsity, defaults.kDefaultSparsity);
+    in_range(names.sparsity, config.sparsity, 1, kMaxSparsity);
+    fill(config.routed_heads, config.sparsity * std::max<std::int64_t>(1, config.num_heads - config.dense_heads));
+    in_range(names.routed_heads, config.routed_heads, 1, kMaxSize);
+  } else {
+    config.dense_heads = config.routed_heads = config.sparsity = 0;
   }
   if (config.unit_scales && !family->log_linear)
     refuse(fmt::format("unit_scales: {} has no level scales", config.family));
@@ -145,6 +170,8 @@ ModelConfig resolve(ModelConfig config, const Names& names) {
   add(config.num_heads * config.value_width, config.hidden_size, 3 * config.num_layers);
   add(config.num_heads * config.key_width, config.hidden_size, 2 * config.num_layers);
   add(config.num_heads, config.hidden_size, (config.num_levels + 2) * config.num_layers);
+  add(config.routed_heads, config.hidden_size, config.num_layers);
+  add(config.routed_heads * config.key_width, config.hidden_size, 4 * config.num_layers);
   return config;
 }
 
@@ -214,12 +241,9 @@ class Reader {
 const Family& read_family(const Reader& reader) {
   const json& value = reader.required("model_type");
   if (!value.is_string()) reader.refuse("model_type", "need a string, got " + Reader::shown(value));
-  const std::string type = value.get<std::string>();
+  if (const Family* family = find_family(value.get<std::string>())) return *family;
   std::string known;
-  for (const Family& family : kFamilies) {
-    if (type == family.model_type || type == family.name || (*family.alias && type == family.alias)) return family;
-    known += (known.empty() ? "" : ", ") + std::string(family.model_type);
-  }
+  for (const Family& family : kFamilies) known += (known.empty() ? "" : ", ") + std::string(family.model_type);
   reader.refuse("model_type", "there is no " + Reader::shown(value) + ", only " + known);
 }
 
@@ -288,13 +312,19 @@ void read_attention(const Reader& reader, ModelConfig& config) {
   reader.only("qk_norm", false);
 }
 
-void read_gated_deltanet(const Reader& reader, ModelConfig& config) {
+// head_dim, expand_v and conv_size of gated_deltanet and linear.
+void read_widths(const Reader& reader, double expand, ModelConfig& config) {
   config.key_width = reader.size("head_dim");
-  const double expand = reader.number_or("expand_v", 2), width = expand * static_cast<double>(config.key_width);
+  expand = reader.number_or("expand_v", expand);
+  const double width = expand * static_cast<double>(config.key_width);
   if (!(width >= 1 && width <= static_cast<double>(kMaxSize)) || std::abs(width - std::round(width)) > 1e-5 * width)
     reader.refuse("expand_v", fmt::format("got {}, which makes values of width {}", expand, width));
   config.value_width = std::llround(width);
   config.conv_width = reader.size_or("conv_size", 4);
+}
+
+void read_gated_deltanet(const Reader& reader, ModelConfig& config) {
+  read_widths(reader, 2, config);
   config.norm_eps = read_norm_eps(reader, 1e-6);
   if (reader.has("num_v_heads") && reader.integer("num_v_heads") != config.num_heads)
     reader.refuse("num_v_heads", "other than num_heads is not implemented");
@@ -323,6 +353,20 @@ void read_transformer(const Reader& reader, ModelConfig& config) {
   reader.absent("rope_scaling");
   if (reader.has("head_dim") && reader.size("head_dim") * static_cast<__int128>(config.num_heads) != config.hidden_size)
     reader.refuse("head_dim", "contradicts hidden_size / num_heads");
+}
+
+// Families that nobody has published: what to_json writes.
+void read_own(const Family& family, const Reader& reader, ModelConfig& config) {
+  config.norm_eps = read_norm_eps(reader, 1e-5);
+  if (family.mixer == MixerKind::linear) {
+    read_widths(reader, 1, config);
+    return;
+  }
+  read_attention(reader, config);
+  config.stride = reader.size_or("stride", 0);
+  config.dense_heads = reader.size_or("num_dense_heads", 0);
+  config.routed_heads = reader.size_or("num_routed_heads", 0);
+  config.sparsity = reader.size_or("sparsity", 0);
 }
 
 }  // namespace
@@ -368,8 +412,15 @@ ModelConfig config_from_json(const json& object) {
     case MixerKind::gated_deltanet:
       read_gated_deltanet(reader, config);
       break;
-    case MixerKind::attention:
+    case MixerKind::flash:
       read_transformer(reader, config);
+      break;
+    case MixerKind::linear:
+    case MixerKind::standard:
+    case MixerKind::sliding_window:
+    case MixerKind::local_strided:
+    case MixerKind::mosa:
+      read_own(family, reader, config);
       break;
   }
   return resolve(config, json_names(family));
@@ -460,11 +511,27 @@ json to_json(const ModelConfig& given) {
                        {"num_kv_heads", config.kv_heads}, {"window_size", or_null(config.window)},
                        {"rope_theta", config.rope_theta}, {"qkv_bias", config.qkv_bias}};
       break;
-    case MixerKind::attention:
+    case MixerKind::linear:
+      out["head_dim"] = config.key_width;
+      out["expand_v"] = ratio(config.value_width, config.key_width);
+      out["conv_size"] = config.conv_width;
+      break;
+    case MixerKind::flash:
+    case MixerKind::standard:
+    case MixerKind::sliding_window:
+    case MixerKind::local_strided:
       out["num_kv_heads"] = config.kv_heads;
       out["window_size"] = or_null(config.window);
       out["rope_theta"] = config.rope_theta;
       out["qkv_bias"] = config.qkv_bias;
+      if (family.mixer == MixerKind::local_strided) out["stride"] = config.stride;
+      break;
+    case MixerKind::mosa:
+      out["num_dense_heads"] = config.dense_heads;
+      out["num_routed_heads"] = config.routed_heads;
+      out["sparsity"] = config.sparsity;
+      out["window_size"] = or_null(config.window);
+      out["rope_theta"] = config.rope_theta;
       break;
   }
   return out;

@@ -50,7 +50,7 @@ class Mixer {
   // From dy (N, D): writes dx (N, D) and adds to the gradients of the parameters. Follows forward, without a state, on
   // the same x; may overwrite what forward kept.
   virtual void backward(const Pass<T>& pass, const T* x, const T* dy, T* dx) = 0;
-  // Of an empty sequence.
+  // Of an empty sequence. Throws Error when the mixer has no streaming form.
   virtual LayerState<T> new_state() const = 0;
 };
 
@@ -62,7 +62,14 @@ template <class T>
 std::unique_ptr<Mixer<T>> make_gated_deltanet(const ModelConfig& config, const ParameterStore<T>& store,
                                               const std::string& prefix);
 template <class T>
-std::unique_ptr<Mixer<T>> make_attention(const ModelConfig& config, const ParameterStore<T>& store,
+std::unique_ptr<Mixer<T>> make_linear(const ModelConfig& config, const ParameterStore<T>& store,
+                                      const std::string& prefix);
+// kind: one that is_attention.
+template <class T>
+std::unique_ptr<Mixer<T>> make_attention(MixerKind kind, const ModelConfig& config, const ParameterStore<T>& store,
                                          const std::string& prefix);
+template <class T>
+std::unique_ptr<Mixer<T>> make_mosa(const ModelConfig& config, const ParameterStore<T>& store,
+                                    const std::string& prefix);
 
 }  // namespace loglinear::nn

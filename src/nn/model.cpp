@@ -1,6 +1,7 @@
 #include "nn/model.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "base/error.hpp"
@@ -50,15 +51,25 @@ class Block {
     mlp_norm_ = {store.find(prefix + "mlp_norm.weight"), D_, c.norm_eps};
     gate_up_ = {store.find(prefix + "mlp.gate_proj.weight"), 2 * M_, D_};
     down_ = {store.find(prefix + "mlp.down_proj.weight"), D_, M_};
-    switch (mixer_kind(c, layer)) {
+    const MixerKind kind = mixer_kind(c, layer);
+    switch (kind) {
       case MixerKind::mamba2:
         mixer_ = make_mamba2(c, store, mixer + ".");
         break;
       case MixerKind::gated_deltanet:
         mixer_ = make_gated_deltanet(c, store, mixer + ".");
         break;
-      case MixerKind::attention:
-        mixer_ = make_attention(c, store, mixer + ".");
+      case MixerKind::linear:
+        mixer_ = make_linear(c, store, mixer + ".");
+        break;
+      case MixerKind::flash:
+      case MixerKind::standard:
+      case MixerKind::sliding_window:
+      case MixerKind::local_strided:
+        mixer_ = make_attention(kind, c, store, mixer + ".");
+        break;
+      case MixerKind::mosa:
+        mixer_ = make_mosa(c, store, mixer + ".");
         break;
     }
   }
@@ -142,6 +153,23 @@ void check_tokens(const char* where, std::span<const std::int32_t> tokens, std::
       fail(where, "token {} is {}, need {} to {}", i, tokens[i], least, vocab - 1);
 }
 
+void check_sequences(const char* where, std::span<const std::int64_t> cu_seqlens, std::int64_t N) {
+  if (cu_seqlens.empty() || cu_seqlens.front() != 0 || cu_seqlens.back() != N ||
+      !std::is_sorted(cu_seqlens.begin(), cu_seqlens.end()))
+    fail(where, "cu_seqlens: need ascending positions from 0 to {}", N);
+}
+
+// Of one row of logits.
+template <class T>
+std::int32_t most_probable(const T* logits, std::int64_t vocab) {
+  std::int64_t best = 0;
+  for (std::int64_t i = 0; i < vocab; ++i) {
+    if (std::isnan(logits[i])) return -1;
+    if (logits[i] > logits[best]) best = i;
+  }
+  return static_cast<std::int32_t>(best);
+}
+
 }  // namespace
 
 template <class T>
@@ -163,6 +191,16 @@ struct Model<T>::Impl {
   Projection<T> head;
   Arena keep, scratch;
 
+  Pass<T> pass(std::span<const std::int64_t> cu_seqlens, int threads) {
+    Pass<T> pass;
+    pass.tokens = cu_seqlens.back();
+    pass.cu_seqlens = cu_seqlens;
+    pass.keep = &keep;
+    pass.scratch = &scratch;
+    pass.threads = threads;
+    return pass;
+  }
+
   T* embed(const Pass<T>& pass, std::span<const std::int32_t> tokens) {
     T* h = pass.keep->template take<T>(pass.tokens * config->hidden_size);
     embedding_forward(tokens, config->vocab_size, config->hidden_size, embeddings.value, h, pass.threads);
@@ -179,11 +217,28 @@ struct Model<T>::Impl {
     return h;
   }
 
+  std::int64_t logit_rows(std::int64_t N) const {
+    return std::min(N, std::max<std::int64_t>(16, kLogits / config->vocab_size));
+  }
+
+  void predict(const Pass<T>& pass, const T* h, std::span<std::int32_t> predicted) {
+    const ArenaScope scope(*pass.scratch);
+    const std::int64_t N = pass.tokens, D = config->hidden_size, vocab = config->vocab_size, rows = logit_rows(N);
+    T* normed = pass.scratch->template take<T>(N * D);
+    T* logits = pass.scratch->template take<T>(rows * vocab);
+    final_norm.forward(N, h, normed, pass.threads);
+    for (std::int64_t begin = 0; begin < N; begin += rows) {
+      const std::int64_t count = std::min(rows, N - begin);
+      head.forward(count, normed + begin * D, T{0}, logits, pass.threads);
+      parallel_for(count, pass.threads,
+                   [&](std::int64_t i) { predicted[begin + i] = most_probable(logits + i * vocab, vocab); });
+    }
+  }
+
   // The loss of the hidden states h; with dh, its gradient in h too (and in the parameters of norm and head).
   double loss(const Pass<T>& pass, const T* h, std::span<const std::int32_t> targets, T scale, T* dh, double* losses) {
     const ArenaScope scope(*pass.scratch);
-    const std::int64_t N = pass.tokens, D = config->hidden_size, vocab = config->vocab_size;
-    const std::int64_t rows = std::min(N, std::max<std::int64_t>(16, kLogits / vocab));
+    const std::int64_t N = pass.tokens, D = config->hidden_size, vocab = config->vocab_size, rows = logit_rows(N);
     T* normed = pass.scratch->template take<T>(N * D);
     T* logits = pass.scratch->template take<T>(rows * vocab);
     final_norm.forward(N, h, normed, pass.threads);
@@ -215,13 +270,8 @@ struct Model<T>::Impl {
       const ArenaScope keep_scope(keep), scratch_scope(scratch);
       const auto part = tokens.subspan(begin, std::min<std::size_t>(tokens.size() - begin, kReadTokens));
       const std::int64_t N = static_cast<std::int64_t>(part.size()), cu_seqlens[] = {0, N};
-      Pass<T> pass;
-      pass.tokens = N;
-      pass.cu_seqlens = cu_seqlens;
+      Pass<T> pass = this->pass(cu_seqlens, threads);
       pass.position = state->position;
-      pass.keep = &keep;
-      pass.scratch = &scratch;
-      pass.threads = threads;
       T* h = embed(pass, part);
       for (std::size_t i = 0; i < blocks.size(); ++i) {
         const ArenaScope scope(keep);
@@ -270,21 +320,14 @@ double Model<T>::loss(std::span<const std::int32_t> tokens, std::span<const std:
     fail("model.loss", "got {} tokens and {} targets", tokens.size(), targets.size());
   if (!losses.empty() && losses.size() != tokens.size())
     fail("model.loss", "losses: got {}, need none or {}", losses.size(), tokens.size());
-  if (cu_seqlens.empty() || cu_seqlens.front() != 0 || cu_seqlens.back() != N ||
-      !std::is_sorted(cu_seqlens.begin(), cu_seqlens.end()))
-    fail("model.loss", "cu_seqlens: need ascending positions from 0 to {}", N);
+  check_sequences("model.loss", cu_seqlens, N);
   check_tokens("model.loss", tokens, impl_->config->vocab_size, 0);
   check_tokens("model.loss targets", targets, impl_->config->vocab_size, -1);
   if (N == 0) return 0;
 
   Impl& m = *impl_;
   const ArenaScope keep_scope(m.keep), scratch_scope(m.scratch);
-  Pass<T> pass;
-  pass.tokens = N;
-  pass.cu_seqlens = cu_seqlens;
-  pass.keep = &m.keep;
-  pass.scratch = &m.scratch;
-  pass.threads = threads;
+  const Pass<T> pass = m.pass(cu_seqlens, threads);
   double* all_losses = m.keep.template take<double>(N);
   T* h = m.embed(pass, tokens);
   T* dh = nullptr;
@@ -301,6 +344,21 @@ double Model<T>::loss(std::span<const std::int32_t> tokens, std::span<const std:
   }
   for (std::size_t n = 0; n < losses.size(); ++n) losses[n] = static_cast<float>(all_losses[n]);
   return sum;
+}
+
+template <class T>
+void Model<T>::predict(std::span<const std::int32_t> tokens, std::span<const std::int64_t> cu_seqlens,
+                       std::span<std::int32_t> predicted) {
+  const std::int64_t N = static_cast<std::int64_t>(tokens.size());
+  if (predicted.size() != tokens.size())
+    fail("model.predict", "got {} tokens and room for {}", tokens.size(), predicted.size());
+  check_sequences("model.predict", cu_seqlens, N);
+  check_tokens("model.predict", tokens, impl_->config->vocab_size, 0);
+  if (N == 0) return;
+  Impl& m = *impl_;
+  const ArenaScope keep_scope(m.keep), scratch_scope(m.scratch);
+  const Pass<T> pass = m.pass(cu_seqlens, threads);
+  m.predict(pass, m.run(pass, m.embed(pass, tokens)), predicted);
 }
 
 template <class T>

@@ -1,6 +1,6 @@
 #pragma once
-// The language models: five families that share one block, with an explicit backward. docs/algorithm.md has the
-// mathematics.
+// The language models: families that share one block and differ in what mixes tokens, with an explicit backward.
+// docs/algorithm.md has the mathematics.
 
 #include <cstdint>
 #include <memory>
@@ -17,16 +17,16 @@ namespace loglinear::nn {
 // What a model is. Names and meanings follow the published checkpoints; to_json / config_from_json convert to
 // config.json. Fields that a family does not have are ignored; resolved() sets them to these defaults.
 struct ModelConfig {
-  // log_linear_mamba2, mamba2, log_linear_gated_deltanet, gated_deltanet or transformer (config.json: the published
-  // model_type of each family; the aliases are read too).
+  // A name of nn::kFamilies, or another name of the same family (transformer for flash), which resolved() replaces.
+  // config.json has the published model_type of each family; the other names are read too.
   std::string family = "log_linear_mamba2";
   std::int64_t vocab_size = 256;
   std::int64_t hidden_size = 256;  // D
   std::int64_t num_layers = 4;
   std::int64_t num_heads = 8;     // H
-  std::int64_t num_groups = 1;    // G   (Mamba-2 families; GDN: G = H)
-  std::int64_t key_width = 64;    // K   (Mamba-2: state size N; GDN: head_dim; transformer: always D / H)
-  std::int64_t value_width = 64;  // V   (Mamba-2: head_dim P; GDN: head_dim * expand_v; transformer: always D / H)
+  std::int64_t num_groups = 1;    // G   (Mamba-2 families; others: G = H)
+  std::int64_t key_width = 64;    // K   (Mamba-2: state size N; GDN, linear: head_dim; softmax: always D / H)
+  std::int64_t value_width = 64;  // V   (Mamba-2: head_dim P; GDN, linear: head_dim * expand_v; softmax: always D / H)
   std::int64_t conv_width = 4;
   std::int64_t mlp_width = 0;    // 0: 256 * ceil(int(D * 4 * 2 / 3) / 256)
   std::int64_t num_levels = 15;  // L; 1 scale fixed at one for the base families
@@ -34,13 +34,23 @@ struct ModelConfig {
   double initializer_range = 0.006;
   bool unit_scales = false;  // a base checkpoint loaded as a log-linear model: every level scale is one, no dl, no L
 
-  // Softmax attention: every layer of a transformer, and the hybrid layers of the GDN families.
-  std::int64_t kv_heads = 0;  // 0: as many as query heads
+  // Softmax attention: every layer of flash (the transformer), standard, sliding_window and local_strided, the hybrid
+  // layers of the GDN families, and the dense heads of mosa.
+  std::int64_t kv_heads = 0;  // 0: as many as query heads (mosa: always)
   double rope_theta = 500000;
-  std::int64_t window = 0;                // 0: all keys
-  bool qkv_bias = false;                  // biases on q_proj, k_proj and v_proj
-  std::vector<std::int64_t> attn_layers;  // hybrids: which layers, ascending; transformer: ignored, all of them
+  // The newest keys that a token sees; 0: all of them, but kDefaultWindow in sliding_window and local_strided.
+  std::int64_t window = 0;
+  std::int64_t stride = 0;                // local_strided: of the older keys that a token sees; 0: kDefaultStride
+  bool qkv_bias = false;                  // biases on q_proj, k_proj and v_proj (not mosa)
+  std::vector<std::int64_t> attn_layers;  // hybrids: which layers, ascending; others: ignored
   std::int64_t attn_heads = 0;            // hybrids: their query heads, 0: num_heads
+
+  // mosa: every head has the width D / H; dense_heads of them are softmax attention, routed_heads choose
+  // max(2, T / sparsity) tokens each. 0: half of H; sparsity for each of H that is not dense, so that the projections
+  // are as much work as those of H dense heads; kDefaultSparsity.
+  std::int64_t dense_heads = 0, routed_heads = 0, sparsity = 0;
+
+  static constexpr std::int64_t kDefaultWindow = 256, kDefaultStride = 64, kDefaultSparsity = 4;
 
   bool operator==(const ModelConfig&) const = default;
 };
@@ -132,10 +142,15 @@ class Model {
               std::span<const std::int64_t> cu_seqlens, bool backward, double scale = 1.0,
               std::span<float> losses = {});
   void zero_grad();
+  // The most probable token after each of the tokens (the lowest of equal ones; -1 where a logit is NaN), of the same
+  // pass. predicted: (N), written.
+  void predict(std::span<const std::int32_t> tokens, std::span<const std::int64_t> cu_seqlens,
+               std::span<std::int32_t> predicted);
 
   // Decoding. new_state: position 0. read: consumes tokens (any number >= 1, chunked) and writes the logits after the
   // last one, (vocab). A single token goes through the operator's step form. Throws Error, state untouched, on a token
-  // out of range or a state of a model with another config.
+  // out of range or a state of a model with another config. new_state throws Error for a family that is not causal: it
+  // has no streaming form.
   DecodeState new_state() const;
   void read(DecodeState& state, std::span<const std::int32_t> tokens, std::span<T> logits);
   // read(), but for the loss of every target instead of the last logits: loss() without backward of one sequence that

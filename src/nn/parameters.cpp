@@ -14,7 +14,7 @@
 namespace loglinear::nn {
 
 MixerKind mixer_kind(const ModelConfig& config, std::int64_t layer) {
-  if (std::binary_search(config.attn_layers.begin(), config.attn_layers.end(), layer)) return MixerKind::attention;
+  if (std::binary_search(config.attn_layers.begin(), config.attn_layers.end(), layer)) return MixerKind::flash;
   return find_family(config.family)->mixer;
 }
 
@@ -41,8 +41,15 @@ static std::vector<ParameterSpec> mixer_parameters(const ModelConfig& config, st
       return mamba2_parameters(config);
     case MixerKind::gated_deltanet:
       return gated_deltanet_parameters(config);
-    case MixerKind::attention:
+    case MixerKind::linear:
+      return linear_parameters(config);
+    case MixerKind::flash:
+    case MixerKind::standard:
+    case MixerKind::sliding_window:
+    case MixerKind::local_strided:
       break;
+    case MixerKind::mosa:
+      return mosa_parameters(config);
   }
   return attention_parameters(config);
 }

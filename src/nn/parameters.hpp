@@ -34,7 +34,9 @@ struct ParameterSpec {
 // The parameters of one mixer, names relative to it.
 std::vector<ParameterSpec> mamba2_parameters(const ModelConfig& config);
 std::vector<ParameterSpec> gated_deltanet_parameters(const ModelConfig& config);
+std::vector<ParameterSpec> linear_parameters(const ModelConfig& config);
 std::vector<ParameterSpec> attention_parameters(const ModelConfig& config);
+std::vector<ParameterSpec> mosa_parameters(const ModelConfig& config);
 
 // What mixes tokens in a layer, and the names around it.
 MixerKind mixer_kind(const ModelConfig& config, std::int64_t layer);

@@ -25,6 +25,10 @@ ModelConfig paper(const std::string& family) {
     c.num_heads = 48;
     c.value_width = 64;
     c.key_width = 128;
+  } else if (family == "linear") {
+    c.num_heads = 12;
+    c.key_width = 128;
+    c.value_width = 96;
   } else if (family.ends_with("gated_deltanet")) {
     c.num_heads = 6;
     c.key_width = 192;
@@ -162,6 +166,9 @@ TEST(Config, RoundTrip) {
     if (family.ends_with("mamba2")) odd.num_groups = 3;
     if (family.ends_with("mamba2")) odd.value_width = 63;  // expand is not a whole number
     if (family.ends_with("gated_deltanet")) odd.value_width = 7, odd.attn_layers = {0, 20}, odd.attn_heads = 4;
+    if (family == "linear") odd.value_width = 63;
+    if (family == "local_strided") odd.stride = 5;
+    if (family == "mosa") odd.dense_heads = 3, odd.routed_heads = 17, odd.sparsity = 9;
     odd.unit_scales = family.starts_with("log_linear");
     configs.push_back(odd);
   }
@@ -359,6 +366,38 @@ TEST(Config, BadTransformer) {
                                 {{{"elementwise_affine", false}}, "elementwise_affine"},
                                 {{{"head_dim", 128}}, "head_dim"},
                                 {{{"window_size", -1}}, "window_size"}});
+}
+
+TEST(Config, OwnFamilies) {
+  const ModelConfig c = resolved(paper("mosa"));
+  EXPECT_EQ(c.dense_heads, 8);
+  EXPECT_EQ(c.sparsity, 4);
+  EXPECT_EQ(c.routed_heads, 32);  // 8 heads that are not dense, for the tokens of one each
+  EXPECT_EQ(c.key_width, 96);
+  EXPECT_EQ(resolved(paper("sliding_window")).window, 256);
+  EXPECT_EQ(resolved(paper("local_strided")).stride, 64);
+  EXPECT_EQ(resolved(paper("flash")).window, 0);
+  // A family by another of its names is the same model.
+  for (const auto& [alias, name] :
+       {std::pair{"transformer", "flash"}, {"h_gated_deltanet", "log_linear_gated_deltanet"}}) {
+    ModelConfig a = paper(name);
+    a.family = alias;
+    EXPECT_EQ(resolved(a), resolved(paper(name)));
+    EXPECT_EQ(resolved(a).family, name);
+  }
+  const auto text = [](const char* family) { return to_json(paper(family)).dump(); };
+  const std::string mosa = text("mosa"), strided = text("local_strided"), linear = text("linear");
+  expect_refused(mosa.c_str(), {{{{"num_dense_heads", 17}}, "num_dense_heads"},
+                                {{{"num_dense_heads", 0}}, "num_dense_heads"},
+                                {{{"num_routed_heads", -1}}, "num_routed_heads"},
+                                {{{"num_routed_heads", 1 << 25}}, "num_routed_heads"},
+                                {{{"sparsity", 1 << 20}}, "sparsity"},
+                                {{{"num_heads", 512}}, "num_heads"},
+                                {{{"qk_norm", true}}, "qk_norm"}});
+  expect_refused(strided.c_str(), {{{{"stride", 0}}, "stride"}, {{{"window_size", -3}}, "window_size"}});
+  expect_refused(linear.c_str(), {{{{"head_dim", nullptr}}, "head_dim"},
+                                  {{{"expand_v", 0.3001}}, "expand_v"},
+                                  {{{"conv_size", 17}}, "conv_size"}});
 }
 
 TEST(Config, BadText) {

@@ -46,12 +46,14 @@ class Definition {
       h.push_back(part(values(top + "embeddings.weight"), token * c_.hidden_size, c_.hidden_size));
     for (std::int64_t i = 0; i < c_.num_layers; ++i) {
       const std::string layer = top + "layers." + std::to_string(i) + ".";
-      const bool softmax = c_.family == "transformer" ||
-                           std::find(c_.attn_layers.begin(), c_.attn_layers.end(), i) != c_.attn_layers.end();
+      const bool delta = c_.family.ends_with("gated_deltanet") &&
+                         std::find(c_.attn_layers.begin(), c_.attn_layers.end(), i) == c_.attn_layers.end();
       const Rows x = norm(h, layer + mixer + "_norm.weight");
-      add(h, softmax ? attention(x, layer + "attn.")
-             : mamba ? mamba2(x, layer + "mixer.")
-                     : gated_deltanet(x, layer + "attn."));
+      add(h, mamba                   ? mamba2(x, layer + "mixer.")
+             : delta                 ? gated_deltanet(x, layer + "attn.")
+             : c_.family == "linear" ? linear_attention(x, layer + "attn.")
+             : c_.family == "mosa"   ? mosa(x, layer + "attn.")
+                                     : attention(x, layer + "attn."));
       const Rows u = norm(h, layer + "mlp_norm.weight");
       Rows gate = linear(u, layer + "mlp.gate_proj.weight");
       const Rows up = linear(u, layer + "mlp.up_proj.weight");
@@ -193,21 +195,100 @@ class Definition {
     return linear(y, prefix + "o_proj.weight");
   }
 
+  Rows linear_attention(const Rows& x, const std::string& prefix) const {
+    const std::int64_t H = c_.num_heads, K = c_.key_width, V = c_.value_width;
+    const auto phi = [](Rows rows) {
+      for (Vector& row : rows)
+        for (double& e : row) e = e > 0 ? e + 1 : std::exp(e);
+      return rows;
+    };
+    const Rows q = phi(conv(linear(x, prefix + "q_proj.weight"), prefix + "q_conv1d", false));
+    const Rows k = phi(conv(linear(x, prefix + "k_proj.weight"), prefix + "k_conv1d", false));
+    const Rows v = conv(linear(x, prefix + "v_proj.weight"), prefix + "v_conv1d", false);
+    Rows y;
+    for (std::size_t t = 0; t < x.size(); ++t) {
+      Vector row;
+      for (std::int64_t h = 0; h < H; ++h) {
+        Vector out(V);
+        for (std::size_t s = 0; s <= t; ++s) {
+          const double weight = dot(part(q[t], h * K, K), part(k[s], h * K, K));
+          for (std::int64_t j = 0; j < V; ++j) out[j] += weight * v[s][h * V + j];
+        }
+        for (double e : norm(out, values(prefix + "o_norm.weight"))) row.push_back(e);
+      }
+      y.push_back(row);
+    }
+    return linear(y, prefix + "o_proj.weight");
+  }
+
+  static Vector rotated(const Vector& u, std::int64_t width, std::int64_t position, double theta) {
+    Vector out = u;
+    for (std::int64_t i = 0; i < width / 2; ++i) {
+      const double angle = static_cast<double>(position) * std::pow(theta, -2.0 * i / width);
+      out[i] = u[i] * std::cos(angle) - u[i + width / 2] * std::sin(angle);
+      out[i + width / 2] = u[i + width / 2] * std::cos(angle) + u[i] * std::sin(angle);
+    }
+    return out;
+  }
+
+  // One dense head of width W, and routed heads of that width: each takes the tokens of largest score.
+  Rows mosa(const Rows& x, const std::string& prefix) const {
+    Rows y = attention(x, prefix);
+    const std::int64_t T = static_cast<std::int64_t>(x.size()), D = c_.hidden_size, W = c_.key_width;
+    const std::int64_t E = c_.routed_heads, chosen = std::min(std::max(T / c_.sparsity, std::int64_t{2}), T);
+    const Vector &router = values(prefix + "router.weight"), &qkv = values(prefix + "routed_qkv.weight"),
+                 &out = values(prefix + "routed_out.weight");
+    for (std::int64_t e = 0; e < E; ++e) {
+      Vector score(T);
+      for (std::int64_t t = 0; t < T; ++t) {
+        for (std::int64_t j = 0; j < D; ++j) score[t] += x[t][j] * router[j * E + e];
+        score[t] = sigmoid(score[t]);
+      }
+      std::vector<std::int64_t> order(T);
+      std::iota(order.begin(), order.end(), 0);
+      std::stable_sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) { return score[a] > score[b]; });
+      order.resize(chosen);
+      std::map<std::int64_t, Vector> q, k, v;
+      for (std::int64_t t : order) {
+        Vector row(3 * W);
+        for (std::int64_t i = 0; i < 3 * W; ++i)
+          for (std::int64_t j = 0; j < D; ++j) row[i] += x[t][j] * qkv[(e * D + j) * 3 * W + i];
+        const std::int64_t turned = W / 4 * 2;
+        q[t] = rotated(part(row, 0, W), turned, t, 10000);
+        k[t] = rotated(part(row, W, W), turned, t, 10000);
+        v[t] = part(row, 2 * W, W);
+      }
+      for (std::int64_t t : order) {
+        Vector head(W);
+        double sum = 0;
+        for (std::int64_t s : order) {
+          if (s > t) continue;
+          const double weight = std::exp(dot(q[t], k[s]) / std::sqrt(static_cast<double>(W)));
+          sum += weight;
+          for (std::int64_t i = 0; i < W; ++i) head[i] += weight * v[s][i];
+        }
+        for (std::int64_t j = 0; j < D; ++j)
+          for (std::int64_t i = 0; i < W; ++i) y[t][j] += score[t] * head[i] / sum * out[(e * W + i) * D + j];
+      }
+    }
+    return y;
+  }
+
+  // Whether softmax attention at t sees s.
+  bool sees(std::int64_t t, std::int64_t s) const {
+    return s <= t &&
+           (c_.window == 0 || t - s < c_.window || (c_.family == "local_strided" && (t - s) % c_.stride == 0));
+  }
+
   Rows attention(const Rows& x, const std::string& prefix) const {
-    const std::int64_t H = c_.attn_heads > 0 ? c_.attn_heads : c_.num_heads, W = c_.hidden_size / H;
+    const std::int64_t W = c_.hidden_size / (c_.attn_heads > 0 ? c_.attn_heads : c_.num_heads);
+    const std::int64_t H = c_.family == "mosa" ? c_.dense_heads : c_.hidden_size / W;
     const auto project = [&](const std::string& name) {
       return linear(x, prefix + name + ".weight", c_.qkv_bias ? prefix + name + ".bias" : "");
     };
     const Rows q = project("q_proj"), k = project("k_proj"), v = project("v_proj");
-    const auto rotated = [&](const Rows& rows, std::int64_t t, std::int64_t h) {
-      const Vector u = part(rows[t], h * W, W);
-      Vector out(W);
-      for (std::int64_t i = 0; i < W / 2; ++i) {
-        const double angle = static_cast<double>(t) * std::pow(c_.rope_theta, -2.0 * i / W);
-        out[i] = u[i] * std::cos(angle) - u[i + W / 2] * std::sin(angle);
-        out[i + W / 2] = u[i + W / 2] * std::cos(angle) + u[i] * std::sin(angle);
-      }
-      return out;
+    const auto turned = [&](const Rows& rows, std::int64_t t, std::int64_t h) {
+      return rotated(part(rows[t], h * W, W), W, t, c_.rope_theta);
     };
     Rows y;
     for (std::int64_t t = 0; t < static_cast<std::int64_t>(x.size()); ++t) {
@@ -216,9 +297,9 @@ class Definition {
         const std::int64_t group = h / (H / c_.kv_heads);
         Vector out(W);
         double sum = 0;
-        for (std::int64_t s = c_.window > 0 ? std::max<std::int64_t>(0, t - c_.window + 1) : 0; s <= t; ++s) {
-          const double weight =
-              std::exp(dot(rotated(q, t, h), rotated(k, s, group)) / std::sqrt(static_cast<double>(W)));
+        for (std::int64_t s = 0; s <= t; ++s) {
+          if (!sees(t, s)) continue;
+          const double weight = std::exp(dot(turned(q, t, h), turned(k, s, group)) / std::sqrt(static_cast<double>(W)));
           sum += weight;
           for (std::int64_t j = 0; j < W; ++j) out[j] += weight * v[s][group * W + j];
         }
@@ -234,6 +315,7 @@ class Definition {
 };
 
 class Families : public testing::TestWithParam<TestModel> {};
+class Streaming : public testing::TestWithParam<TestModel> {};  // causal ones
 
 TEST_P(Families, MatchesTheDefinition) {
   Model<double> model(GetParam().config);
@@ -346,7 +428,7 @@ TEST_P(Families, ThreadsDoNotChangeABit) {
   }
 }
 
-TEST_P(Families, ALaterTokenNeverChangesAnEarlierLoss) {
+TEST_P(Streaming, ALaterTokenNeverChangesAnEarlierLoss) {
   Model<float> model(GetParam().config);
   model.initialise(10);
   Batch batch = make_batch(model.config(), {130}, 11);
@@ -368,9 +450,11 @@ TEST_P(Families, PassesAreIndependent) {
   other.initialise(12);
   const Batch small = make_batch(model.config(), {9, 30}, 13), large = make_batch(model.config(), {300}, 14);
   model.loss(large.tokens, large.targets, large.cu_seqlens, true);
-  DecodeState state = model.new_state();
-  std::vector<float> logits(static_cast<std::size_t>(model.config().vocab_size));
-  model.read(state, large.tokens, logits);
+  if (find_family(model.config().family)->causal) {
+    DecodeState state = model.new_state();
+    std::vector<float> logits(static_cast<std::size_t>(model.config().vocab_size));
+    model.read(state, large.tokens, logits);
+  }
   model.zero_grad();
   EXPECT_EQ(model.loss(small.tokens, small.targets, small.cu_seqlens, true),
             other.loss(small.tokens, small.targets, small.cu_seqlens, true));
@@ -378,6 +462,25 @@ TEST_P(Families, PassesAreIndependent) {
     const auto &a = model.parameters()[i], &b = other.parameters()[i];
     EXPECT_TRUE(std::equal(a.grad.begin(), a.grad.end(), b.grad.begin())) << a.name;
   }
+}
+
+// The target that predict() names is the one of least loss.
+TEST_P(Families, PredictsTheTokenOfLeastLoss) {
+  Model<float> model(GetParam().config);
+  fill(model, 17);
+  Batch batch = make_batch(model.config(), {40, 1, 0, 25}, 18);
+  const std::size_t N = batch.tokens.size();
+  std::vector<std::int32_t> predicted(N, -7), best(N);
+  model.predict(batch.tokens, batch.cu_seqlens, predicted);
+  std::vector<float> least(N, 1e30f), losses(N);
+  for (std::int32_t token = 0; token < model.config().vocab_size; ++token) {
+    batch.targets.assign(N, token);
+    model.loss(batch.tokens, batch.targets, batch.cu_seqlens, false, 1, losses);
+    for (std::size_t t = 0; t < N; ++t)
+      if (losses[t] < least[t]) least[t] = losses[t], best[t] = token;
+  }
+  EXPECT_EQ(predicted, best);
+  EXPECT_THROW(model.predict(batch.tokens, batch.cu_seqlens, std::span(predicted).first(3)), Error);
 }
 
 // Packing changes nothing: the losses of each sequence on its own.
@@ -397,6 +500,7 @@ TEST_P(Families, PackedSequencesAreSeparate) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Families, testing::ValuesIn(test_models()), test_name);
+INSTANTIATE_TEST_SUITE_P(All, Streaming, testing::ValuesIn(causal_test_models()), test_name);
 
 // --- what models.md promises beyond one family ---------------------------------------------------------------------
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/random.hpp"
+#include "nn/families.hpp"
 #include "nn/model.hpp"
 
 namespace loglinear::nn {
@@ -34,7 +35,10 @@ inline ModelConfig small_config(const std::string& family) {
   c.mlp_width = 24;
   c.num_levels = 8;
   if (family.ends_with("mamba2")) c.num_groups = 2;
-  if (family.ends_with("gated_deltanet")) c.value_width = 12;
+  if (family.ends_with("gated_deltanet") || family == "linear") c.value_width = 12;
+  if (family == "sliding_window") c.window = 9;
+  if (family == "local_strided") c.window = 5, c.stride = 7;
+  if (family == "mosa") c.dense_heads = 1, c.routed_heads = 6, c.sparsity = 5, c.window = 20;
   return c;
 }
 
@@ -74,7 +78,28 @@ inline std::vector<TestModel> test_models() {
     c.kv_heads = 1;
     c.rope_theta = 100;
     models.push_back({"transformer_shared_keys", c});
+    c.family = "local_strided";
+    c.window = 4;
+    c.stride = 16;
+    c.kv_heads = 2;
+    c.qkv_bias = true;
+    models.push_back({"local_strided_shared_keys", c});
   }
+  {  // odd widths
+    ModelConfig c = small_config("linear");
+    c.num_heads = 3;
+    c.key_width = 5;
+    c.value_width = 7;
+    c.conv_width = 2;
+    models.push_back({"linear_odd", c});
+  }
+  return models;
+}
+
+// Those that read one token at a time.
+inline std::vector<TestModel> causal_test_models() {
+  std::vector<TestModel> models = test_models();
+  std::erase_if(models, [](const TestModel& model) { return !find_family(model.config.family)->causal; });
   return models;
 }
 
