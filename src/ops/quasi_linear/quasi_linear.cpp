@@ -13,6 +13,7 @@ namespace loglinear {
 namespace {
 
 using quasi_linear::Inputs;
+using quasi_linear::Matrices;
 using quasi_linear::Rows;
 using quasi_linear::Sum;
 
@@ -70,47 +71,99 @@ struct States {
     const std::int64_t count = static_cast<std::int64_t>(sequences) * H * rows * row_stride(columns);
     memory = std::make_unique_for_overwrite<T[]>(static_cast<std::size_t>(count));
   }
-  T* of(std::int64_t i) const { return memory.get() + i * height * row_stride(width); }
-
-  void load(std::int64_t i, const T* from) const {
-    if (!from) return std::fill_n(of(i), height * row_stride(width), T(0)), void();
-    for (std::int64_t r = 0; r < height; ++r) std::copy_n(from + r * width, width, of(i) + r * row_stride(width));
+  // Of head i and those after it.
+  Matrices<T> from(std::int64_t i) const {
+    const std::int64_t step = height * row_stride(width);
+    return {memory.get() + i * step, row_stride(width), step};
   }
-  void store(std::int64_t i, T* to) const {
-    for (std::int64_t r = 0; r < height; ++r) std::copy_n(of(i) + r * row_stride(width), width, to + r * width);
+  T* of(std::int64_t i) const { return from(i).data; }
+
+  void load(std::int64_t i, const T* values) const {
+    for (std::int64_t r = 0; r < height; ++r) {
+      T* const to = of(i) + r * row_stride(width);
+      values ? std::copy_n(values + r * width, width, to) : std::fill_n(to, width, T(0));
+    }
+  }
+  void store(std::int64_t i, T* values) const {
+    for (std::int64_t r = 0; r < height; ++r) std::copy_n(of(i) + r * row_stride(width), width, values + r * width);
   }
 };
 
-// Calls body(sequence, head, first column, columns): all columns, unless that leaves threads without work.
+// Heads [first, first + count) of a sequence.
+struct Group {
+  std::int64_t sequence, first, count;
+};
+
+// As many heads together as have their tiles in cache, fewer where threads would have nothing to do.
+std::int64_t group_size(const QuasiLinearShape& shape, std::int64_t pieces, int threads) {
+  const std::int64_t H = shape.heads, fit = 512 / (shape.key_width + shape.value_width);
+  const std::int64_t wanted = 2 * thread_count(threads);  // groups
+  const std::int64_t fair = H * std::max<std::int64_t>(1, pieces) / wanted;
+  return std::clamp<std::int64_t>(std::min(fit, fair), 1, H);
+}
+
+// Calls body(group, first column, columns): all columns of the values, unless heads and sequences are fewer than
+// threads.
 template <class Body>
-void for_heads(std::size_t sequences, std::int64_t H, std::int64_t width, int threads, const Body& body) {
-  const std::int64_t heads = static_cast<std::int64_t>(sequences) * H;
-  if (heads == 0) return;
-  const std::int64_t wanted = std::max<std::int64_t>(1, thread_count(threads) / heads);
-  const std::int64_t columns = padded((width + wanted - 1) / wanted), parts = (width + columns - 1) / columns;
-  parallel_for(heads * parts, threads, [&](std::int64_t i) {
-    const std::int64_t head = i / parts, first = i % parts * columns;
-    body(head / H, head % H, first, std::min(columns, width - first));
+void for_groups(std::int64_t sequences, const QuasiLinearShape& shape, int threads, const Body& body) {
+  if (sequences == 0) return;
+  const std::int64_t H = shape.heads, V = shape.value_width, size = group_size(shape, sequences, threads);
+  const std::int64_t groups = (H + size - 1) / size;
+  const std::int64_t cuts = size > 1 ? 1 : std::max<std::int64_t>(1, thread_count(threads) / (sequences * H));
+  const std::int64_t columns = cuts > 1 ? padded((V + cuts - 1) / cuts) : V, parts = (V + columns - 1) / columns;
+  parallel_for(sequences * groups * parts, threads, [&](std::int64_t i) {
+    const std::int64_t group = i / parts % groups, first = i % parts * columns;
+    body(Group{i / parts / groups, group * size, std::min(size, H - group * size)}, first,
+         std::min(columns, V - first));
     quasi_linear::trim_scratch();
   });
 }
 
-// The columns of one head.
-template <class T>
-Inputs<T> inputs_of(const QuasiLinearShape& shape, std::int64_t h, const T* q, std::int64_t q_stride, const T* k,
-                    std::int64_t k_stride, const T* v, std::int64_t v_stride, const T* dout, std::int64_t dout_stride) {
-  const std::int64_t K = shape.key_width, V = shape.value_width;
-  const auto rows = [h](const T* data, std::int64_t stride, std::int64_t width) {
-    return Rows<const T>{data ? data + h * width : nullptr, stride};
-  };
-  return {shape.feature,
-          K,
-          V,
-          rows(q, q_stride, K),
-          rows(k, k_stride, K),
-          rows(v, v_stride, V),
-          rows(dout, dout_stride, V)};
+// Calls body(piece, group) for all rows.
+template <class Body>
+void for_pieces(std::span<const QuasiLinearSequence> sequences, const QuasiLinearShape& shape, int threads,
+                const Body& body) {
+  const std::vector<Piece> pieces = pieces_of(sequences);
+  const std::int64_t H = shape.heads, count = static_cast<std::int64_t>(pieces.size());
+  const std::int64_t size = group_size(shape, count, threads), groups = (H + size - 1) / size;
+  parallel_for(count * groups, threads, [&](std::int64_t i) {
+    const Piece& piece = pieces[static_cast<std::size_t>(i / groups)];
+    const std::int64_t first = i % groups * size;
+    body(piece, Group{piece.sequence, first, std::min(size, H - first)});
+    quasi_linear::trim_scratch();
+  });
 }
+
+// The arrays of a call.
+template <class T>
+struct Arrays {
+  const QuasiLinearShape& shape;
+  const T* q = nullptr;
+  std::int64_t q_stride = 0;
+  const T* k = nullptr;
+  std::int64_t k_stride = 0;
+  const T* v = nullptr;
+  std::int64_t v_stride = 0;
+  const T* dout = nullptr;
+  std::int64_t dout_stride = 0;
+
+  // Of a group, from column `first` of its values on, which is 0 unless the group is one head.
+  Inputs<T> of(const Group& group, std::int64_t first, std::int64_t columns) const {
+    const auto rows = [&](const T* data, std::int64_t stride, std::int64_t width, std::int64_t column) {
+      return quasi_linear::Rows<const T>{data ? data + group.first * width + column : nullptr, stride};
+    };
+    const std::int64_t K = shape.key_width, V = shape.value_width;
+    return {shape.feature,
+            group.count,
+            K,
+            columns,
+            rows(q, q_stride, K, 0),
+            rows(k, k_stride, K, 0),
+            rows(v, v_stride, V, first),
+            rows(dout, dout_stride, V, first)};
+  }
+  Inputs<T> of(const Group& group) const { return of(group, 0, shape.value_width); }
+};
 
 template <class T>
 void check_states(const char* where, const char* name, std::size_t sequences, std::span<T* const> states) {
@@ -136,28 +189,23 @@ void quasi_linear_forward(std::span<const QuasiLinearSequence> sequences, const 
   check_states(where, "final states", sequences.size(), final_state);
   apply_instruction_set_from_environment();
 
+  const std::int64_t S = static_cast<std::int64_t>(sequences.size());
   const States<T> states(sequences.size(), H, K, V);
-  const auto inputs = [&](std::int64_t h) {
-    return inputs_of<T>(shape, h, q, q_stride, k, k_stride, v, v_stride, nullptr, 0);
-  };
-  // A part of the columns is loaded with all of them: what the others do with theirs is theirs.
-  parallel_for(static_cast<std::int64_t>(sequences.size()) * H, threads, [&](std::int64_t i) {
+  const Arrays<T> arrays{shape, q, q_stride, k, k_stride, v, v_stride};
+  parallel_for(S * H, threads, [&](std::int64_t i) {
     const T* const from = initial_state.empty() ? nullptr : initial_state[i / H];
     states.load(i, from ? from + i % H * K * V : nullptr);
   });
-  for_heads(sequences.size(), H, V, threads, [&](std::int64_t s, std::int64_t h, std::int64_t first, std::int64_t n) {
-    Inputs<T> in = inputs(h);
-    in.v.data += in.v.data ? first : 0, in.V = n;
-    quasi_linear::add_rows(in, Sum::state, T(1), row_stride(V), sequences[s].seed_begin, sequences[s].seed_count,
-                           states.of(s * H + h) + first);
+  for_groups(S, shape, threads, [&](const Group& group, std::int64_t first, std::int64_t columns) {
+    const QuasiLinearSequence& sequence = sequences[group.sequence];
+    Matrices<T> z = states.from(group.sequence * H + group.first);
+    z.data += first;
+    quasi_linear::add_rows(arrays.of(group, first, columns), Sum::state, T(1), sequence.seed_begin, sequence.seed_count,
+                           z);
   });
-  const std::vector<Piece> pieces = pieces_of(sequences);
-  parallel_for(static_cast<std::int64_t>(pieces.size()) * H, threads, [&](std::int64_t i) {
-    const Piece& piece = pieces[static_cast<std::size_t>(i / H)];
-    const std::int64_t h = i % H;
-    quasi_linear::read_rows(inputs(h), piece.candidates, piece.begin, piece.count, states.of(piece.sequence * H + h),
-                            Rows<T>{out + h * V, out_stride});
-    quasi_linear::trim_scratch();
+  for_pieces(sequences, shape, threads, [&](const Piece& piece, const Group& group) {
+    quasi_linear::read_rows(arrays.of(group), piece.candidates, piece.begin, piece.count,
+                            states.from(group.sequence * H + group.first), Rows<T>{out + group.first * V, out_stride});
   });
   for (std::size_t s = 0; s < final_state.size(); ++s)
     for (std::int64_t h = 0; final_state[s] && h < H; ++h)
@@ -181,37 +229,32 @@ void quasi_linear_backward(std::span<const QuasiLinearSequence> sequences, const
   check_rows(where, "dv", rows, H * V, dv, dv_stride);
   apply_instruction_set_from_environment();
 
-  const std::size_t S = sequences.size();
-  const States<T> z(S, H, V, K), w(S, H, V, K), w_transposed(S, H, K, V);
-  const auto inputs = [&](std::int64_t h) {
-    return inputs_of<T>(shape, h, q, q_stride, k, k_stride, v, v_stride, dout, dout_stride);
-  };
-  // The two sums as (V, K): columns of values are rows of them, and parts of it may be made apart.
-  for_heads(S, H, V, threads, [&](std::int64_t s, std::int64_t h, std::int64_t first, std::int64_t n) {
-    const QuasiLinearSequence& sequence = sequences[s];
-    Inputs<T> in = inputs(h);
-    if (in.v.data) in.v.data += first, in.dout.data += first;
-    in.V = n;
-    const std::int64_t i = s * H + h, offset = first * row_stride(K);
-    std::fill_n(z.of(i) + offset, n * row_stride(K), T(0));
-    std::fill_n(w.of(i) + offset, n * row_stride(K), T(0));
-    const auto add = [&](Sum sum, std::int64_t begin, std::int64_t count, const States<T>& to) {
-      quasi_linear::add_rows(in, sum, T(1), row_stride(K), begin, count, to.of(i) + offset);
+  const std::int64_t S = static_cast<std::int64_t>(sequences.size());
+  const States<T> z(sequences.size(), H, V, K), w(sequences.size(), H, V, K), w_transposed(sequences.size(), H, K, V);
+  const Arrays<T> arrays{shape, q, q_stride, k, k_stride, v, v_stride, dout, dout_stride};
+  // The two sums as (V, K): columns of values are rows of them.
+  for_groups(S, shape, threads, [&](const Group& group, std::int64_t first, std::int64_t columns) {
+    const QuasiLinearSequence& sequence = sequences[group.sequence];
+    const Inputs<T> in = arrays.of(group, first, columns);
+    const auto part = [&](const States<T>& states) {
+      Matrices<T> matrices = states.from(group.sequence * H + group.first);
+      matrices.data += first * matrices.stride;
+      for (std::int64_t h = 0; h < group.count; ++h) std::fill_n(matrices.of(h), columns * matrices.stride, T(0));
+      return matrices;
     };
-    add(Sum::transposed, sequence.seed_begin, sequence.seed_count, z);
-    add(Sum::query_gradient, sequence.seed_begin, sequence.seed_count, w);
-    add(Sum::query_gradient, sequence.candidate_begin, sequence.candidate_count, w);
+    const Matrices<T> seeds = part(z), gradients = part(w);
+    quasi_linear::add_rows(in, Sum::transposed, T(1), sequence.seed_begin, sequence.seed_count, seeds);
+    quasi_linear::add_rows(in, Sum::query_gradient, T(1), sequence.seed_begin, sequence.seed_count, gradients);
+    quasi_linear::add_rows(in, Sum::query_gradient, T(1), sequence.candidate_begin, sequence.candidate_count,
+                           gradients);
   });
-  parallel_for(static_cast<std::int64_t>(S) * H, threads,
+  parallel_for(S * H, threads,
                [&](std::int64_t i) { quasi_linear::transpose_matrix(V, K, w.of(i), w_transposed.of(i)); });
-  const std::vector<Piece> pieces = pieces_of(sequences);
-  parallel_for(static_cast<std::int64_t>(pieces.size()) * H, threads, [&](std::int64_t item) {
-    const Piece& piece = pieces[static_cast<std::size_t>(item / H)];
-    const std::int64_t h = item % H, i = piece.sequence * H + h;
-    quasi_linear::backward_rows(inputs(h), piece.candidates, piece.begin, piece.count, z.of(i), w.of(i),
-                                w_transposed.of(i), Rows<T>{dq + h * K, dq_stride}, Rows<T>{dk + h * K, dk_stride},
-                                Rows<T>{dv + h * V, dv_stride});
-    quasi_linear::trim_scratch();
+  for_pieces(sequences, shape, threads, [&](const Piece& piece, const Group& group) {
+    const std::int64_t i = group.sequence * H + group.first;
+    quasi_linear::backward_rows(arrays.of(group), piece.candidates, piece.begin, piece.count, z.from(i), w.from(i),
+                                w_transposed.from(i), Rows<T>{dq + group.first * K, dq_stride},
+                                Rows<T>{dk + group.first * K, dk_stride}, Rows<T>{dv + group.first * V, dv_stride});
   });
 }
 
@@ -231,19 +274,24 @@ void quasi_linear_update(SeedUpdate update, std::span<const QuasiLinearSequence>
   for (const T* z : state) check_array(where, "a state", H * K * V, z);
   apply_instruction_set_from_environment();
 
-  for_heads(seeds.size(), H, V, threads, [&](std::int64_t s, std::int64_t h, std::int64_t first, std::int64_t n) {
-    if (seeds[s].seed_count == 0) return;
-    Inputs<T> in = inputs_of<T>(shape, h, nullptr, 0, k, k_stride, v, v_stride, nullptr, 0);
-    in.v.data += first, in.V = n;
-    // Columns [first, first + n) of the state, in rows of whole vectors.
-    T* const z = state[s] + h * K * V + first;
-    const std::int64_t stride = row_stride(n);
-    const std::unique_ptr<T[]> part = std::make_unique_for_overwrite<T[]>(static_cast<std::size_t>(K * stride));
-    for (std::int64_t r = 0; r < K; ++r) std::copy_n(z + r * V, n, part.get() + r * stride);
-    quasi_linear::add_rows(in, Sum::state, update == SeedUpdate::add ? T(1) : T(-1), stride, seeds[s].seed_begin,
-                           seeds[s].seed_count, part.get());
-    for (std::int64_t r = 0; r < K; ++r) std::copy_n(part.get() + r * stride, n, z + r * V);
-  });
+  const Arrays<T> arrays{shape, nullptr, 0, k, k_stride, v, v_stride};
+  for_groups(static_cast<std::int64_t>(seeds.size()), shape, threads,
+             [&](const Group& group, std::int64_t first, std::int64_t columns) {
+               const QuasiLinearSequence& sequence = seeds[static_cast<std::size_t>(group.sequence)];
+               if (sequence.seed_count == 0) return;
+               // The part of the state in rows of whole vectors.
+               const States<T> part(1, group.count, K, columns);
+               T* const z = state[group.sequence] + group.first * K * V + first;
+               const auto each_row = [&](const auto& copy) {
+                 for (std::int64_t r = 0; r < group.count * K; ++r)
+                   copy(z + r * V, part.memory.get() + r * row_stride(columns));
+               };
+               each_row([&](T* from, T* to) { std::copy_n(from, columns, to); });
+               quasi_linear::add_rows(arrays.of(group, first, columns), Sum::state,
+                                      update == SeedUpdate::add ? T(1) : T(-1), sequence.seed_begin,
+                                      sequence.seed_count, part.from(0));
+               each_row([&](T* to, const T* from) { std::copy_n(from, columns, to); });
+             });
 }
 
 #define LOGLINEAR_QUASI_LINEAR(T)                                                                                    \
