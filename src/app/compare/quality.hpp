@@ -14,17 +14,21 @@ namespace loglinear::app::compare {
 struct QualitySettings {
   std::vector<std::string> mixers;  // names of nn::kFamilies; empty: all of them
   std::int64_t seeds = 3;           // trainings of each mixer on each task
-  std::uint64_t seed = 1;           // of the first; the others follow it
+  std::int64_t seed = 1;            // of the first; the others follow it
 
-  // The model. Everything else is chosen for the mixer as `loglinear train` does, so parameter counts differ.
+  // The model. What is not here is what `loglinear train` chooses for the mixer, so that each has the proportions that
+  // it was published with; parameter counts differ and are reported.
   std::int64_t hidden_size = 64, layers = 2, heads = 2, mlp_width = 128;
 
-  // The training: AdamW, cosine schedule, what `loglinear train` does.
-  std::int64_t steps = 400, batch_tokens = 4096;
-  double lr = 4e-3;
-  std::int64_t warmup = 40;
+  // What sliding_window and local_strided see, and how many tokens a routed head of mosa chooses from.
+  std::int64_t window = 16, stride = 16, sparsity = 4;
 
-  RecallTask recall;
+  // The training: AdamW, cosine schedule, what `loglinear train` does.
+  std::int64_t steps = 1000, batch_tokens = 1024;
+  double lr = 3e-3;
+  std::int64_t warmup = 50;
+
+  RecallTask recall{.vocab = 32, .length = 64, .pairs = 8, .alpha = 0.01};
   std::int64_t recall_examples = 256;  // held out, scored after the training
 
   std::vector<std::string> data;      // text files or folders, as --data of train; empty: no text task
@@ -58,8 +62,8 @@ struct QualityScore {
   std::int64_t parameters = 0;  // of the model
   std::vector<double> values;   // one a seed, in their order
   double mean = 0;
-  double spread = 0;             // sample standard deviation; NaN for one seed
-  double tokens_per_second = 0;  // of all its trainings
+  double spread = 0;   // sample standard deviation; NaN for one seed
+  double seconds = 0;  // of all its trainings
 };
 
 struct QualityRow {

@@ -1,0 +1,246 @@
+#include "app/compare/quality.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <span>
+
+#include "app/data.hpp"
+#include "app/evaluate.hpp"
+#include "app/optimize.hpp"
+#include "app/progress.hpp"
+#include "app/schedule.hpp"
+#include "app/train.hpp"
+#include "base/error.hpp"
+#include "io/text.hpp"
+#include "nn/families.hpp"
+
+namespace loglinear::app::compare {
+namespace {
+
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+constexpr int kMaxSkippedInARow = 10;  // as `train`
+// Near D^-0.5 of the narrow models here. With the 0.006 of wide ones all attention begins flat, and softmax attention
+// does not learn to recall within the budget.
+constexpr double kInitializerRange = 0.1;
+// The held-out examples of recall are those of a seed that no training has: seeds are below it.
+constexpr std::int64_t kMostSeed = std::int64_t{1} << 53;
+constexpr std::uint64_t kHeldOutSeed = std::uint64_t{1} << 60;
+
+enum class Task { recall, text };
+
+class Quality {
+ public:
+  Quality(const QualitySettings& settings, const QualityHooks& hooks) : s_(settings), hooks_(hooks) {}
+  QualityResult run();
+
+ private:
+  void check_settings();
+  void read_text();
+  nn::ModelConfig config(const std::string& mixer, Task task) const;
+  bool score(const std::string& mixer, Task task, QualityScore& score);
+  std::optional<double> train(nn::Model<float>& model, Task task, std::uint64_t seed);
+  double recall_accuracy(nn::Model<float>& model) const;
+
+  QualitySettings s_;
+  QualityHooks hooks_;
+  QualityResult result_;
+  Text train_text_, held_out_;
+  QualityProgress progress_;
+  double began_ = 0, told_ = 0;
+  std::int64_t steps_done_ = 0;  // of all trainings
+};
+
+void Quality::check_settings() {
+  const auto need = [](const char* name, auto value, auto low, auto high) {
+    if (!(value >= low && value <= high)) fail_usage("quality", "{}: got {}, need {} to {}", name, value, low, high);
+  };
+  need("seeds", s_.seeds, 1, 1000);
+  need("seed", s_.seed, 0, kMostSeed);
+  need("heads", s_.heads, 1, 1 << 16);
+  need("window", s_.window, 1, std::int64_t{1} << 50);
+  need("stride", s_.stride, 1, std::int64_t{1} << 50);
+  need("sparsity", s_.sparsity, 1, 1 << 16);
+  need("steps", s_.steps, 1, 100'000'000);
+  need("batch_tokens", s_.batch_tokens, 1, 1 << 30);
+  need("lr", s_.lr, 0.0, 1e6);
+  need("warmup", s_.warmup, 0, 100'000'000);
+  need("recall_examples", s_.recall_examples, 1, 1 << 24);
+  need("seq_len", s_.seq_len, 1, 1 << 30);
+  need("data_bytes", s_.data_bytes, 0, std::int64_t{1} << 50);
+  need("val_fraction", s_.val_fraction, 1e-6, 0.9);
+  need("val_bytes", s_.val_bytes, 1, std::int64_t{1} << 50);
+  need("threads", s_.threads, 0, 4096);
+  check(s_.recall);
+  for (const std::int64_t length : {s_.recall.length, s_.data.empty() ? 0 : s_.seq_len})
+    if (s_.batch_tokens < length)
+      fail_usage("quality", "batch_tokens: got {}, less than one sequence of {}", s_.batch_tokens, length);
+  if (s_.mixers.empty())
+    for (const nn::Family& family : nn::kFamilies) s_.mixers.push_back(family.name);
+  for (std::string& mixer : s_.mixers) {
+    const nn::Family* family = nn::find_family(mixer);
+    if (!family) fail_usage("quality", "{} is no mixer of a model, only {} are", mixer, nn::family_list());
+    mixer = family->name;
+    if (std::count(s_.mixers.begin(), s_.mixers.end(), mixer) > 1) fail_usage("quality", "{} is there twice", mixer);
+    for (const Task task : {Task::recall, Task::text}) config(mixer, task);  // sizes that contradict each other
+  }
+}
+
+nn::ModelConfig Quality::config(const std::string& mixer, Task task) const {
+  TrainSettings settings;
+  settings.mixer = mixer;
+  settings.hidden_size = s_.hidden_size;
+  settings.layers = s_.layers;
+  settings.heads = s_.heads;
+  settings.mlp_width = s_.mlp_width;
+  settings.initializer_range = kInitializerRange;
+  const nn::MixerKind kind = nn::find_family(mixer)->mixer;
+  if (kind == nn::MixerKind::sliding_window || kind == nn::MixerKind::local_strided) settings.window = s_.window;
+  if (kind == nn::MixerKind::local_strided) settings.stride = s_.stride;
+  if (kind == nn::MixerKind::mosa) settings.sparsity = s_.sparsity;
+  nn::ModelConfig config = model_config(settings);
+  config.vocab_size = task == Task::recall ? s_.recall.vocab : 256;
+  return nn::resolved(config);
+}
+
+void Quality::read_text() {
+  if (s_.data.empty()) return;
+  io::Corpus corpus =
+      io::read_text(std::vector<io::Path>(s_.data.begin(), s_.data.end()), static_cast<std::uint64_t>(s_.data_bytes));
+  if (corpus.binary_files > 0 && hooks_.warn)
+    hooks_.warn(fmt::format("{} binary files (with zero bytes) are left out", corpus.binary_files));
+  const io::TextSplit split = io::split_text(std::move(corpus.documents), s_.val_fraction);
+  train_text_ = Text(split.train);
+  held_out_ = beginning_of(Text(split.held_out), s_.val_bytes);
+  if (train_text_.bytes() < s_.seq_len)
+    fail("quality", "the training text has {} bytes, less than one sequence of {}", train_text_.bytes(), s_.seq_len);
+  result_.train_bytes = train_text_.bytes();
+  result_.held_out_bytes = held_out_.bytes();
+}
+
+// The part of the queries whose most probable token is the value.
+double Quality::recall_accuracy(nn::Model<float>& model) const {
+  const std::int64_t each = std::max<std::int64_t>(1, s_.batch_tokens / s_.recall.length);
+  std::int64_t right = 0, asked = 0;
+  std::vector<std::int32_t> predicted;
+  Batch batch;
+  for (std::int64_t first = 0; first < s_.recall_examples; first += each) {
+    batch.clear();
+    for (std::int64_t i = first; i < std::min(first + each, s_.recall_examples); ++i)
+      add_example(s_.recall, kHeldOutSeed, static_cast<std::uint64_t>(i), batch);
+    predicted.assign(batch.tokens.size(), -1);
+    model.predict(batch.tokens, batch.cu_seqlens, predicted);
+    for (std::size_t t = 0; t < predicted.size(); ++t)
+      right += batch.targets[t] >= 0 && predicted[t] == batch.targets[t];
+    asked += batch.scored;
+  }
+  return static_cast<double>(right) / static_cast<double>(asked);
+}
+
+// Trains the model and gives its score; NaN when it diverged, nothing when interrupted.
+std::optional<double> Quality::train(nn::Model<float>& model, Task task, std::uint64_t seed) {
+  model.initialise(seed);
+  Moments moments = new_moments(model);
+  std::optional<BatchReader> reader;
+  if (task == Task::text)
+    reader.emplace(train_text_, cut_pieces(train_text_, Packing::documents, s_.seq_len), s_.batch_tokens, seed);
+  const Schedule schedule{.peak = s_.lr, .floor = 0.1 * s_.lr, .warmup = s_.warmup};
+  const double total = static_cast<double>(s_.steps);
+  const double began = monotonic_seconds();
+  Batch batch;
+  std::int64_t updates = 0, tokens = 0;
+  std::uint64_t example = 0;
+  int skipped = 0;
+  for (std::int64_t step = 0; step < s_.steps; ++step) {
+    if (reader) {
+      reader->next(batch);
+    } else {
+      batch.clear();
+      for (std::int64_t i = s_.batch_tokens / s_.recall.length; i > 0; --i)
+        add_example(s_.recall, seed, example++, batch);
+    }
+    const double rate =
+        learning_rate(schedule, step, static_cast<double>(step) / total, static_cast<double>(s_.warmup) / total);
+    const StepResult result = optimizer_step(model, moments, updates, {&batch, 1}, {}, rate);
+    skipped = result.applied ? 0 : skipped + 1;
+    if (skipped >= kMaxSkippedInARow) return kNaN;
+
+    ++steps_done_;
+    tokens += static_cast<std::int64_t>(batch.tokens.size());
+    const double now = monotonic_seconds();
+    if (hooks_.progress && (now - told_ >= 0.5 || step + 1 == s_.steps)) {
+      told_ = now;
+      progress_.step = step + 1;
+      progress_.tokens_per_second = static_cast<double>(tokens) / (now - began);
+      const double all = static_cast<double>(progress_.trainings * s_.steps);
+      progress_.eta_seconds = (now - began_) * (all / static_cast<double>(steps_done_) - 1);
+      hooks_.progress(progress_);
+    }
+    if (hooks_.interrupted && hooks_.interrupted()) return std::nullopt;
+  }
+  if (task == Task::recall) return recall_accuracy(model);
+  try {
+    return evaluate(model, held_out_, {.seq_len = s_.seq_len, .batch_tokens = s_.batch_tokens, .progress = {}})
+        .bits_per_byte();
+  } catch (const Error&) {  // not finite
+    return kNaN;
+  }
+}
+
+// False when interrupted.
+bool Quality::score(const std::string& mixer, Task task, QualityScore& score) {
+  nn::Model<float> model(config(mixer, task));
+  model.threads = s_.threads;
+  score.parameters = model.parameter_count();
+  progress_.mixer = mixer;
+  progress_.task = task == Task::recall ? "recall" : "text";
+  const double began = monotonic_seconds();
+  for (std::int64_t i = 0; i < s_.seeds; ++i, ++progress_.training) {
+    progress_.seed = s_.seed + i;
+    const std::optional<double> value = train(model, task, static_cast<std::uint64_t>(progress_.seed));
+    if (!value) return false;
+    score.values.push_back(*value);
+  }
+  score.seconds = monotonic_seconds() - began;
+  const double n = static_cast<double>(score.values.size());
+  for (const double value : score.values) score.mean += value / n;
+  double squares = 0;
+  for (const double value : score.values) squares += (value - score.mean) * (value - score.mean);
+  score.spread = n > 1 ? std::sqrt(squares / (n - 1)) : kNaN;
+  return true;
+}
+
+QualityResult Quality::run() {
+  check_settings();
+  read_text();
+  result_.settings = s_;
+  result_.chance = 1 / static_cast<double>(s_.recall.vocab / 2);
+  result_.recall_queries = s_.recall_examples * s_.recall.pairs;
+  std::vector<Task> tasks{Task::recall};
+  if (!s_.data.empty()) tasks.push_back(Task::text);
+  progress_.steps = s_.steps;
+  progress_.trainings = s_.seeds * static_cast<std::int64_t>(s_.mixers.size() * tasks.size());
+  began_ = monotonic_seconds();
+  for (const std::string& mixer : s_.mixers) {
+    QualityRow row;
+    row.mixer = mixer;
+    row.sees_future = !nn::find_family(mixer)->causal;
+    for (const Task task : tasks)
+      if (!score(mixer, task, task == Task::recall ? row.recall : row.bits_per_byte)) {
+        result_.interrupted = true;
+        return result_;
+      }
+    result_.rows.push_back(std::move(row));
+  }
+  return result_;
+}
+
+}  // namespace
+
+QualityResult run_quality(const QualitySettings& settings, const QualityHooks& hooks) {
+  return Quality(settings, hooks).run();
+}
+
+}  // namespace loglinear::app::compare
