@@ -2,15 +2,18 @@
 
 #include <cstdio>
 #include <memory>
+#include <optional>
 
 #include <fmt/format.h>
 
 #include "app/compare/report.hpp"
+#include "app/measure.hpp"
 #include "app/progress.hpp"
 #include "base/error.hpp"
 #include "commands.hpp"
 #include "interrupt.hpp"
 #include "io/file.hpp"
+#include "nn/families.hpp"
 
 namespace loglinear::cli {
 namespace {
@@ -29,10 +32,14 @@ peak memory    what became resident while the call ran once on a new thread: its
 state          what has to be kept of the tokens before the last one to read it.
 error          distance from the definition in float64, |x - y| / |y|, in a sample of 12 rows (a token of a head) of the
                call itself, the first and last token among them. It is taken before anything is timed, for steps as well;
-               gradients are checked on a call of 130 tokens, those of the queries also in the sample. A mechanism that
+               gradients are checked on a call of 80 tokens at most, those of the queries also in the sample. A mechanism that
                is further off than docs/numerics.md allows has no row there, and the exit code is 1.
 ~              extrapolated by that fit: the call would not end within --budget, or not fit into the memory. The
                cheapest call that is left is always made next, so what is cheap reaches every length.
+
+--quality first trains the same small model with each mechanism that can be trained as its mixer, with the same tokens and
+steps: on multi-query associative recall (keys and values first, queries later; the part of queries that are answered) and,
+with --data, on text (bits per byte of what is held out). It takes as long as it takes, --budget is not for it.
 
 --json writes an object {machine, command, rows, ...}; each row has the keys mechanism T forward_ms forward_backward_ms
 step_ms peak_bytes state_bytes time_exponent error extrapolated and more, null where there is no number.
@@ -41,19 +48,43 @@ Examples:
   loglinear compare
   loglinear compare --mechanisms flash,log_linear_mamba2 --lengths 1024,4096,16384 --budget 20
   loglinear compare --json rows.json --html page.html
+  loglinear compare --quality --data book.txt --html page.html
   loglinear compare --list)";
 
 struct Flags {
   compare::Settings settings;
+  compare::QualitySettings quality;
   std::string json, html;
-  bool list = false;
+  bool list = false, with_quality = false;
 };
+
+compare::QualityResult run_quality(const Flags& flags, app::Console& progress,
+                                   const std::function<bool()>& interrupted) {
+  compare::QualitySettings settings = flags.quality;
+  settings.seed = flags.settings.seed, settings.threads = flags.settings.threads;
+  for (const std::string& name : flags.settings.mechanisms)
+    if (nn::find_family(name)) settings.mixers.push_back(name);
+  if (settings.mixers.empty() && !flags.settings.mechanisms.empty())
+    fail_usage("compare", "--quality: none of the mechanisms can be trained as a mixer, only {}", nn::family_list());
+  compare::QualityHooks hooks;
+  hooks.interrupted = interrupted;
+  hooks.warn = [&](const std::string& line) {
+    progress.clear();
+    std::fprintf(stderr, "[compare] warning: %s\n", line.c_str());
+  };
+  hooks.progress = [&](const compare::QualityProgress& p) {
+    progress.live(fmt::format("{} of {}  {} {} seed {}  step {} of {}  eta {}", p.training + 1, p.trainings, p.mixer,
+                              p.task, p.seed, p.step, p.steps, app::format_duration(p.eta_seconds)));
+  };
+  return compare::run_quality(settings, hooks);
+}
 
 int run_compare(const Flags& flags, bool json) {
   if (flags.list) {
     print(json ? compare::mechanisms_json().dump(1) + "\n" : compare::list_text());
     return 0;
   }
+  if (!flags.with_quality && !flags.quality.data.empty()) fail_usage("compare", "--data: only --quality reads text");
   const bool json_alone = json && flags.json.empty();
   // Known before minutes of measuring, not after them.
   for (const std::string& path : {flags.json, flags.html})
@@ -72,15 +103,26 @@ int run_compare(const Flags& flags, bool json) {
     std::fprintf(stderr, "[compare] %s\n", what.c_str());
   };
   hooks.interrupted = [&] { return interrupt.requested(); };
-  const compare::Outcome outcome = compare::run(flags.settings, hooks);
-  progress.clear();
-
-  const nlohmann::ordered_json object = compare::to_json(outcome, flags.settings, command_line());
-  if (!json_alone) print(compare::to_text(outcome, flags.settings));
-  if (outcome.interrupted) {
+  app::keep_one_heap();
+  // First, because it may refuse its settings, and whoever waits for trainings waits for the measurements as well.
+  std::optional<compare::QualityResult> quality;
+  if (flags.with_quality) {
+    quality = run_quality(flags, progress, hooks.interrupted);
+    progress.clear();
+    if (!json_alone) print(compare::quality_text(*quality) + "\n");
+  }
+  const auto interrupted = [] {
     std::fprintf(stderr, "[compare] interrupted: no file is written\n");
     return 130;
-  }
+  };
+  if (quality && quality->interrupted) return interrupted();
+  const compare::Outcome outcome = compare::run(flags.settings, hooks);
+  progress.clear();
+  if (!json_alone) print(compare::to_text(outcome, flags.settings));
+  if (outcome.interrupted) return interrupted();
+
+  nlohmann::ordered_json object = compare::to_json(outcome, flags.settings, command_line());
+  if (quality) object["quality"] = compare::quality_json(*quality);
   const auto dump = [&] { return object.dump(1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n"; };
   if (json_alone) print(dump());
   if (!flags.json.empty()) io::write_file_atomic(flags.json, dump());
@@ -117,6 +159,11 @@ void add_compare(CLI::App& app, Run& run) {
           ->expected(0, 1)
           ->type_name("[FILE]");
   command->add_option("--html", flags->html, "write a page with charts to FILE, complete in itself")->type_name("FILE");
+  command->add_flag("--quality", flags->with_quality, "train each mechanism as a mixer: recall and bits per byte");
+  command->add_option("--data", flags->quality.data, "of --quality: text files or folders")->type_name("PATH");
+  command->add_option("--seeds", flags->quality.seeds, "of --quality: trainings of each mechanism on each task")
+      ->capture_default_str();
+  command->add_option("--steps", flags->quality.steps, "of --quality: of a training")->capture_default_str();
   command->footer(kDetails);
   command->callback([&run, flags, json] { run = [flags, json] { return run_compare(*flags, json->count() > 0); }; });
 }

@@ -59,6 +59,18 @@ TEST(Compare, JsonAloneOnStandardOutput) {
   EXPECT_EQ(seen.size(), 6u);
 }
 
+// Opens a page in headless Chromium and uses it. Skips the test where there is none.
+void look_at(const std::string& page) {
+  FILE* browser = popen(("python3 " LOGLINEAR_SOURCE_DIR "/tests/browser_page.py '" + page + "' 2>&1").c_str(), "r");
+  ASSERT_NE(browser, nullptr);
+  std::string said;
+  char line[4096];
+  while (std::fgets(line, sizeof line, browser)) said += line;
+  const int status = pclose(browser);
+  if (WIFEXITED(status) && WEXITSTATUS(status) == 77) GTEST_SKIP() << said;
+  EXPECT_EQ(status, 0) << said;
+}
+
 // The whole way to a page, and what a browser does with it.
 TEST(Compare, FilesAndThePageInHeadlessChromium) {
   const Scratch scratch;
@@ -72,14 +84,45 @@ TEST(Compare, FilesAndThePageInHeadlessChromium) {
   const json object = json::parse(file_text(rows));
   EXPECT_NE(file_text(page).find(object["machine"]["cpu"].get<std::string>()), std::string::npos);
 
-  FILE* browser = popen(("python3 " LOGLINEAR_SOURCE_DIR "/tests/browser_page.py '" + page + "' 2>&1").c_str(), "r");
-  ASSERT_NE(browser, nullptr);
-  std::string said;
-  char line[4096];
-  while (std::fgets(line, sizeof line, browser)) said += line;
-  const int status = pclose(browser);
-  if (WIFEXITED(status) && WEXITSTATUS(status) == 77) GTEST_SKIP() << said;
-  EXPECT_EQ(status, 0) << said;
+  look_at(page);
+}
+
+TEST(Compare, QualityBesideTheRest) {
+  const Scratch scratch;
+  const std::string rows = (scratch / "rows.json").string(), page = (scratch / "page.html").string();
+  const Outcome outcome = compare({"--lengths",
+                                   "64",
+                                   "--heads",
+                                   "2",
+                                   "--width",
+                                   "16",
+                                   "--seconds",
+                                   "0.001",
+                                   "--mechanisms",
+                                   "flash,mosa,log_linear_mamba2,qla",
+                                   "--quality",
+                                   "--steps",
+                                   "2",
+                                   "--seeds",
+                                   "2",
+                                   "--data",
+                                   scratch.file("text", std::string(20000, 'a') + "\n" + std::string(20000, 'b')),
+                                   "--json",
+                                   rows,
+                                   "--html",
+                                   page});
+  EXPECT_EQ(outcome.code, 0) << outcome.err;
+  for (const char* part : {"recall accuracy", "bits per byte", " +- "})
+    EXPECT_NE(outcome.out.find(part), std::string::npos) << outcome.out;
+  const json quality = json::parse(file_text(rows))["quality"];
+  EXPECT_EQ(quality["seeds"], 2);
+  ASSERT_EQ(quality["rows"].size(), 3u);  // qla is no mixer
+  for (const json& row : quality["rows"]) {
+    EXPECT_GE(row["recall_accuracy"], 0);
+    EXPECT_GT(row["bits_per_byte"], 0);
+    EXPECT_EQ(row["bits_per_byte_values"].size(), 2u);
+  }
+  look_at(page);
 }
 
 TEST(Compare, TheList) {
@@ -112,6 +155,9 @@ TEST(Compare, WrongUsage) {
                                                            {"--tolerance", "2"},
                                                            {"--seconds", "-1"},
                                                            {"--seed", "-1"},
+                                                           {"--data", "text"},
+                                                           {"--quality", "--mechanisms", "qla"},
+                                                           {"--quality", "--seeds", "0"},
                                                            {"everything"},
                                                            {"--unknown"}}) {
     const Outcome outcome = compare(arguments);

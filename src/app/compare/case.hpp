@@ -97,6 +97,8 @@ class Case {
   // Distances from the definition that are allowed (docs/numerics.md).
   virtual double forward_bound() const { return 5e-6; }
   virtual double gradient_bound() const { return 5e-5; }
+  // Tokens of the call on which all gradients are checked.
+  virtual std::int64_t gradient_tokens() const { return 80; }
 
   // A gradient of every input, zero where there was none.
   void make_gradients() {

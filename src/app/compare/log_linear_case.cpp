@@ -108,7 +108,7 @@ class LogLinearCase final : public Case {
     }
   }
 
-  // That of the gates and level scales of the rule that erases is the widest: docs/numerics.md.
+  // Those of the gates and level scales are the widest.
   double gradient_bound() const override { return has_beta(rule_) ? 2e-4 : 5e-5; }
 
   void forget() override {

@@ -17,19 +17,21 @@ double cache_bytes(const Sizes& s, std::int64_t n) {
   return 4.0 * static_cast<double>(n) * 2.0 * static_cast<double>(s.H * s.W);
 }
 
-double cache_of_all(const Sizes& s) { return cache_bytes(s, s.T); }
-double cache_of_window(const Sizes& s) { return cache_bytes(s, std::min(s.T, kWindow)); }
+std::int64_t before_last(const Sizes& s) { return std::max<std::int64_t>(0, s.T - 1); }
 
-// Keys, values and two bits for each element of a key.
+double cache_of_all(const Sizes& s) { return cache_bytes(s, before_last(s)); }
+double cache_of_window(const Sizes& s) { return cache_bytes(s, std::min(before_last(s), kWindow - 1)); }
+
+// Keys, values and two bits for each element of a key, in blocks of 32 tokens.
 double cache_and_codes(const Sizes& s) {
-  return cache_of_all(s) + static_cast<double>(s.T * s.H) * static_cast<double>((2 * s.W + 7) / 8);
+  return cache_of_all(s) + static_cast<double>((before_last(s) + 31) / 32 * 32 * s.H * ((s.W + 3) / 4));
 }
 
 double one_matrix(const Sizes& s) { return 4.0 * static_cast<double>(s.H * s.W * s.W); }
 
 // What State::bytes() counts: matrices with a decay for each head, and the tokens of the open chunk with their gates.
 double chunked_state(const Sizes& s, bool log_linear, int gates) {
-  const std::int64_t read = std::max<std::int64_t>(0, s.T - 1), chunk = default_chunk(s.W, s.W);
+  const std::int64_t read = before_last(s), chunk = default_chunk(s.W, s.W);
   const std::int64_t full = read / chunk, open = read % chunk;
   const int slots = log_linear ? std::popcount(static_cast<std::uint64_t>(full)) : full > 0;
   return slots * (one_matrix(s) + 8.0 * static_cast<double>(s.H)) +

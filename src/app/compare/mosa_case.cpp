@@ -71,6 +71,8 @@ class MosaCase final : public Case {
     }
   }
   int query() const override { return -1; }  // x is the keys as well
+  // The definition projects anew for each row.
+  std::int64_t gradient_tokens() const override { return std::clamp<std::int64_t>(80 * 256 / D, 20, 80); }
 
   // A row that is not zero.
   std::int64_t checked_token(std::int64_t t, std::int64_t h) const override {

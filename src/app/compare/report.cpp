@@ -114,6 +114,18 @@ double best_of(const std::vector<const Row*>& rows, Field field) {
   return best;
 }
 
+std::string quality_note(const QualityResult& q) {
+  const QualitySettings& s = q.settings;
+  std::string text = fmt::format(
+      "{} layers of width {}, {} heads, {} steps of {} tokens, mean and standard deviation of {} seeds; recall of {} "
+      "pairs in {} tokens (guessing: {:.3f})",
+      s.layers, s.hidden_size, s.heads, s.steps, s.batch_tokens, s.seeds, s.recall.pairs, s.recall.length, q.chance);
+  if (q.held_out_bytes > 0)
+    text += fmt::format("; text: {} trained on, {} held out", format_bytes(static_cast<double>(q.train_bytes)),
+                        format_bytes(static_cast<double>(q.held_out_bytes)));
+  return text;
+}
+
 }  // namespace
 
 ordered_json to_json(const Outcome& outcome, const Settings& settings, const std::string& command) {
@@ -185,14 +197,75 @@ std::string to_text(const Outcome& outcome, const Settings& settings) {
          fmt::format("\n{} in {}\n", outcome.interrupted ? "interrupted" : "done", format_duration(outcome.seconds));
 }
 
-std::string list_text() {
-  std::string out = fmt::format("{:<26}{:<12}{:<8}{:<40}{}\n", "name", "time", "memory", "streaming state",
-                                "forward train stream causal  computes, source");
-  for (const Mechanism& m : mechanisms()) {
-    const auto mark = [](bool b) { return b ? "yes" : "-"; };
-    out += fmt::format("{:<26}{:<12}{:<8}{:<40}{:<8}{:<6}{:<7}{:<8}{}; {}\n", m.name, m.time, m.memory, m.state,
-                       mark(m.forward), mark(m.train), mark(m.stream), mark(m.causal), m.computes, m.source);
+ordered_json quality_json(const QualityResult& q) {
+  const auto add = [](ordered_json& row, const std::string& key, const QualityScore& score) {
+    ordered_json values = ordered_json::array();
+    for (const double value : score.values) values.push_back(json_number(value));
+    const bool any = !score.values.empty();
+    row[key] = any ? json_number(score.mean) : ordered_json();
+    row[key + "_spread"] = any ? json_number(score.spread) : ordered_json();
+    row[key + "_values"] = values;
+  };
+  ordered_json rows = ordered_json::array();
+  for (const QualityRow& r : q.rows) {
+    ordered_json row{{"mechanism", r.mixer}, {"parameters", r.recall.parameters}, {"sees_future", r.sees_future}};
+    add(row, "recall_accuracy", r.recall);
+    add(row, "bits_per_byte", r.bits_per_byte);
+    rows.push_back(row);
   }
+  const QualitySettings& s = q.settings;
+  return {{"note", quality_note(q)},
+          {"rows", rows},
+          {"chance", json_number(q.chance)},
+          {"seeds", s.seeds},
+          {"steps", s.steps},
+          {"batch_tokens", s.batch_tokens},
+          {"layers", s.layers},
+          {"hidden_size", s.hidden_size},
+          {"heads", s.heads},
+          {"recall", {{"vocab", s.recall.vocab}, {"length", s.recall.length}, {"pairs", s.recall.pairs}}},
+          {"train_bytes", q.train_bytes},
+          {"held_out_bytes", q.held_out_bytes}};
+}
+
+std::string quality_text(const QualityResult& q) {
+  const auto best = [&](const QualityScore QualityRow::*score, bool most) {
+    double value = kAbsent;
+    for (const QualityRow& row : q.rows)
+      if (const QualityScore& s = row.*score; !s.values.empty() && !row.sees_future)
+        if (!(most ? s.mean <= value : s.mean >= value) && std::isfinite(s.mean)) value = s.mean;
+    return value;
+  };
+  const double recall = best(&QualityRow::recall, true), bits = best(&QualityRow::bits_per_byte, false);
+  const auto text = [](const QualityScore& s, double best) {
+    if (s.values.empty()) return std::string("-");
+    const std::string spread = std::isfinite(s.spread) ? fmt::format(" +- {:.3f}", s.spread) : "";
+    return std::isfinite(s.mean) ? fmt::format("{}{:.3f}{}", s.mean == best ? "*" : "", s.mean, spread) : "diverged";
+  };
+  std::string out = fmt::format("quality    {}\n{:<26}{:>12}{:>20}{:>20}\n", quality_note(q), "mechanism", "parameters",
+                                "recall accuracy", "bits per byte");
+  bool any_sees_future = false;
+  for (const QualityRow& row : q.rows) {
+    any_sees_future |= row.sees_future;
+    out += fmt::format("{:<26}{:>12}{:>20}{:>20}{}\n", row.mixer, row.recall.parameters,
+                       text(row.recall, row.sees_future ? kAbsent : recall),
+                       text(row.bits_per_byte, row.sees_future ? kAbsent : bits), row.sees_future ? "  !" : "");
+  }
+  if (any_sees_future)
+    out += "! sees later tokens through its choice: no number of a causal language model, and not marked\n";
+  return out;
+}
+
+std::string list_text() {
+  const auto mark = [](bool b) { return b ? "yes" : "-"; };
+  std::string out = fmt::format("{:<26}{:<16}{:<10}{:<36}{:<9}{:<7}{:<8}{}\n", "name", "time", "memory",
+                                "streaming state", "forward", "train", "stream", "causal");
+  for (const Mechanism& m : mechanisms())
+    out += fmt::format("{:<26}{:<16}{:<10}{:<36}{:<9}{:<7}{:<8}{}\n", m.name, m.time, m.memory, m.state,
+                       mark(m.forward), mark(m.train), mark(m.stream), mark(m.causal));
+  out += "\n";
+  for (const Mechanism& m : mechanisms())
+    out += fmt::format("{:<26}{}: {}\n{:<26}{}\n", m.name, m.title, m.computes, "", m.source);
   return out;
 }
 

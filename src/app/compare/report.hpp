@@ -5,6 +5,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "app/compare/quality.hpp"
 #include "app/compare/run.hpp"
 
 namespace loglinear::app::compare {
@@ -16,6 +17,11 @@ nlohmann::ordered_json to_json(const Outcome& outcome, const Settings& settings,
 
 // A table for each length, the best of a column marked, and one of exponents and crossovers. Lines end with '\n'.
 std::string to_text(const Outcome& outcome, const Settings& settings);
+
+// What `--quality` adds: the object of the key "quality" above, whose rows have the keys mechanism parameters
+// sees_future, recall_accuracy and bits_per_byte (means), each of these two with _spread and _values; and a table.
+nlohmann::ordered_json quality_json(const QualityResult& quality);
+std::string quality_text(const QualityResult& quality);
 
 // A page that holds the JSON above and draws it (page.html): nothing is loaded from anywhere.
 std::string to_html(const nlohmann::ordered_json& comparison);

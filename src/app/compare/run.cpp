@@ -1,6 +1,7 @@
 #include "app/compare/run.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <map>
 #include <optional>
@@ -21,8 +22,7 @@ namespace loglinear::app::compare {
 namespace {
 
 constexpr const char* kWhere = "compare";
-constexpr std::int64_t kGradientTokens = 130;  // all gradients are checked on a call of so many
-constexpr int kRows = 12;                      // in a sample
+constexpr int kRows = 12;  // in a sample
 constexpr std::int64_t kFirstProbe = 256;
 
 void check(const Settings& s) {
@@ -46,6 +46,9 @@ void check(const Settings& s) {
     fail_usage(kWhere, "--tolerance: got {}, need more than 0 and at most 1", s.tolerance);
   if (s.seed < 0) fail_usage(kWhere, "--seed: got {}, need at least 0", s.seed);
 }
+
+// The Hadamard transform has no other width.
+bool needs_power_of_two(const Mechanism* m) { return std::string_view(m->name) == "adamas"; }
 
 // What one case gave.
 struct Result {
@@ -127,6 +130,11 @@ class Run {
         chosen_.push_back(&m);
     tokens_.reserve(1);
     std::erase_if(chosen_, [&](const Mechanism* m) { return !make_case(*m, tokens_, 1, 1); });
+    if (!std::has_single_bit(static_cast<std::uint64_t>(s_.width))) {
+      if (!s_.mechanisms.empty() && std::erase_if(chosen_, needs_power_of_two) > 0)
+        fail_usage(kWhere, "--width: adamas needs a power of two, got {}", s_.width);
+      std::erase_if(chosen_, needs_power_of_two);
+    }
     // Short lengths that nobody asked for tell what the first one that somebody did ask for will take.
     std::vector<std::int64_t> all;
     for (std::int64_t T = kFirstProbe; 2 * T <= lengths_.front(); T *= 4) all.push_back(T);
@@ -232,7 +240,8 @@ class Run {
     double checking = 0;  // once, so it says nothing about the next length
     if (std::isnan(checked)) {
       const double begin = monotonic_seconds();
-      const std::unique_ptr<Case> small = make_case(c.mechanism, tokens_, std::min(c.T, kGradientTokens), s_.threads);
+      const std::unique_ptr<Case> small =
+          make_case(c.mechanism, tokens_, std::min(c.T, c.gradient_tokens()), s_.threads);
       small->forward_backward();
       checked = check_gradients(*small, s_.tolerance);
       checking = monotonic_seconds() - begin;

@@ -466,6 +466,42 @@ TEST(Reports, ThePageHoldsTheDataAndLoadsNothing) {
   for (const char* word : {"src=", "@import", "url(", "https:"}) EXPECT_EQ(page.find(word), std::string::npos) << word;
 }
 
+QualityResult made_up_quality() {
+  QualityResult quality;
+  quality.chance = 0.01;
+  quality.held_out_bytes = 1000;
+  QualityRow good{.mixer = "flash", .sees_future = false, .recall = {}, .bits_per_byte = {}};
+  good.recall = {.parameters = 100, .values = {0.5, 0.7}, .mean = 0.6, .spread = 0.1414, .seconds = 1};
+  good.bits_per_byte = {.parameters = 100, .values = {2.5}, .mean = 2.5, .spread = kNan, .seconds = 1};
+  QualityRow future = good, bad = good;
+  future.mixer = "mosa", future.sees_future = true, future.recall.mean = 0.9, future.bits_per_byte.mean = 1;
+  bad.mixer = "linear", bad.recall = {.parameters = 90, .values = {kNan}, .mean = kNan, .spread = kNan, .seconds = 1};
+  bad.bits_per_byte.values = {};
+  quality.rows = {good, future, bad};
+  return quality;
+}
+
+TEST(Reports, QualityHasMeansSpreadsAndValues) {
+  const auto object = nlohmann::json::parse(quality_json(made_up_quality()).dump());
+  ASSERT_EQ(object["rows"].size(), 3u);
+  const auto &good = object["rows"][0], &bad = object["rows"][2];
+  EXPECT_EQ(good["recall_accuracy"], 0.6);
+  EXPECT_EQ(good["recall_accuracy_values"], nlohmann::json({0.5, 0.7}));
+  EXPECT_EQ(good["bits_per_byte"], 2.5);
+  EXPECT_TRUE(good["bits_per_byte_spread"].is_null());
+  EXPECT_TRUE(bad["recall_accuracy"].is_null());
+  EXPECT_TRUE(bad["bits_per_byte"].is_null());
+  EXPECT_EQ(object["rows"][1]["sees_future"], true);
+
+  const std::string text = quality_text(made_up_quality());
+  EXPECT_NE(line_of(text, "quality", "flash").find("*0.600 +- 0.141"), std::string::npos) << text;
+  EXPECT_NE(line_of(text, "quality", "flash").find("*2.500"), std::string::npos) << text;
+  // Who sees later tokens does not compete.
+  EXPECT_EQ(line_of(text, "quality", "mosa").find("*"), std::string::npos) << text;
+  EXPECT_NE(line_of(text, "quality", "linear").find("diverged"), std::string::npos) << text;
+  EXPECT_EQ(text.find("nan"), std::string::npos) << text;
+}
+
 TEST(Reports, TheListNamesAll) {
   for (const Mechanism& m : mechanisms()) EXPECT_NE(list_text().find(m.name), std::string::npos);
 }
