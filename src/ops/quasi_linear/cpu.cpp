@@ -31,25 +31,55 @@ Matrix<T> scratch(std::int64_t rows, std::int64_t width) {
   return Pool<T>::take(static_cast<std::size_t>(std::max<std::int64_t>(1, rows * row_stride(width))));
 }
 
-// y = phi(x) of a row; y has room for whole vectors and columns beyond the row are not read by anybody.
 template <class T>
-void feature_row(Feature feature, std::int64_t n, const T* x, T* y) {
-  if (feature == Feature::silu) return vec::silu(n, x, y);
+using Vector = hn::Vec<Lanes<T>>;
+
+template <class T>
+struct PhiOf {
+  Vector<T> value, slope;
+};
+
+// phi(x) and its derivative from one exponential.
+template <Feature kFeature, class T>
+HWY_INLINE PhiOf<T> phi_of(Vector<T> x) {
   const Lanes<T> d;
   const auto one = hn::Set(d, T(1));
-  std::copy_n(x, n, y);
-  std::fill(y + n, y + padded(n), T(0));
-  for (std::int64_t i = 0; i < n; i += static_cast<std::int64_t>(hn::Lanes(d))) {
-    const auto at = hn::LoadU(d, y + i);
-    hn::StoreU(hn::IfThenElse(hn::Ge(at, one), at, exp_or_nan(d, hn::Sub(at, one))), d, y + i);
+  if constexpr (kFeature == Feature::shifted_elu) {
+    const auto e = exp_or_nan(d, hn::Sub(x, one));
+    const auto linear = hn::Ge(x, one);
+    return {hn::IfThenElse(linear, x, e), hn::IfThenElse(linear, one, e)};
+  } else {
+    // sigmoid(x) and 1 - sigmoid(x), neither by a difference.
+    const auto e = exp_or_nan(d, hn::Neg(hn::Abs(x)));
+    const auto large = hn::Div(one, hn::Add(one, e)), small = hn::Mul(e, large);
+    const auto negative = hn::Lt(x, hn::Zero(d));
+    const auto s = hn::IfThenElse(negative, small, large), rest = hn::IfThenElse(negative, large, small);
+    return {hn::Mul(x, s), hn::Mul(s, hn::MulAdd(x, rest, one))};
   }
 }
 
-// dx = dy * phi'(x); of the shifted ELU phi is its own derivative below 1.
+// y = phi(x) of a row and, unless null, slope = phi'(x). Both have room for whole vectors, beyond the row they mean
+// nothing.
+template <Feature kFeature, class T>
+HWY_INLINE void phi_row(std::int64_t n, const T* x, T* y, T* slope) {
+  const Lanes<T> d;
+  const std::int64_t lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  for (std::int64_t i = 0; i < n; i += lanes) {
+    const T* from = x + i;
+    if (i + lanes > n) {
+      std::copy_n(from, n - i, y + i);
+      std::fill(y + n, y + i + lanes, T(0));
+      from = y + i;
+    }
+    const PhiOf<T> phi = phi_of<kFeature, T>(hn::LoadU(d, from));
+    hn::StoreU(phi.value, d, y + i);
+    if (slope) hn::StoreU(phi.slope, d, slope + i);
+  }
+}
+
 template <class T>
-void feature_backward(Feature feature, std::int64_t n, const T* x, const T* phi, const T* dy, T* dx) {
-  if (feature == Feature::silu) return vec::silu_backward(n, x, dy, dx);
-  for (std::int64_t i = 0; i < n; ++i) dx[i] = x[i] >= T(1) ? dy[i] : dy[i] * phi[i];
+void feature_row(Feature feature, std::int64_t n, const T* x, T* y, T* slope = nullptr) {
+  feature == Feature::silu ? phi_row<Feature::silu>(n, x, y, slope) : phi_row<Feature::shifted_elu>(n, x, y, slope);
 }
 
 // A tile of rows with all their heads to scratch memory, where rows are not a power of two apart: those would fall into
@@ -60,8 +90,11 @@ void load(Rows<const T> from, std::int64_t first, std::int64_t count, std::int64
 }
 
 template <class T>
-void features(Feature feature, Rows<const T> from, std::int64_t first, std::int64_t count, std::int64_t width, T* to) {
-  for (std::int64_t r = 0; r < count; ++r) feature_row(feature, width, from[first + r], to + r * row_stride(width));
+void features(Feature feature, Rows<const T> from, std::int64_t first, std::int64_t count, std::int64_t width, T* to,
+              T* slopes = nullptr) {
+  const std::int64_t row = row_stride(width);
+  for (std::int64_t r = 0; r < count; ++r)
+    feature_row(feature, width, from[first + r], to + r * row, slopes ? slopes + r * row : nullptr);
 }
 
 template <class T>
@@ -111,14 +144,15 @@ template <class T>
 void backward(const Inputs<T>& in, bool candidates, std::int64_t begin, std::int64_t count, const Matrices<T>& z,
               const Matrices<T>& w, const Matrices<T>& w_transposed, Rows<T> dq, Rows<T> dk, Rows<T> dv) {
   const std::int64_t H = in.heads, K = in.K, V = in.V, k_row = row_stride(H * K), v_row = row_stride(H * V);
-  const Matrix<T> keys_memory = scratch<T>(4 * kReadTile, H * K), values_memory = scratch<T>(3 * kReadTile, H * V);
+  const Matrix<T> keys_memory = scratch<T>(6 * kReadTile, H * K), values_memory = scratch<T>(3 * kReadTile, H * V);
   T *const q = keys_memory.get(), *const k = q + kReadTile * k_row;
   T *const dphi_q = k + kReadTile * k_row, *const dphi_k = dphi_q + kReadTile * k_row;
+  T *const q_slopes = dphi_k + kReadTile * k_row, *const k_slopes = q_slopes + kReadTile * k_row;
   T *const v = values_memory.get(), *const dout = v + kReadTile * v_row, *const dvalues = dout + kReadTile * v_row;
   for (std::int64_t first = begin; first < begin + count; first += kReadTile) {
     const std::int64_t rows = std::min(kReadTile, begin + count - first);
-    features(in.feature, in.q, first, rows, H * K, q);
-    features(in.feature, in.k, first, rows, H * K, k);
+    features(in.feature, in.q, first, rows, H * K, q, q_slopes);
+    features(in.feature, in.k, first, rows, H * K, k, k_slopes);
     load(in.v, first, rows, H * V, v);
     load(in.dout, first, rows, H * V, dout);
     for (std::int64_t h = 0; h < H; ++h) {
@@ -138,8 +172,8 @@ void backward(const Inputs<T>& in, bool candidates, std::int64_t begin, std::int
       }
     }
     for (std::int64_t r = 0; r < rows; ++r) {
-      feature_backward(in.feature, H * K, in.q[first + r], q + r * k_row, dphi_q + r * k_row, dq[first + r]);
-      feature_backward(in.feature, H * K, in.k[first + r], k + r * k_row, dphi_k + r * k_row, dk[first + r]);
+      vec::scaled_product(H * K, T(1), dphi_q + r * k_row, q_slopes + r * k_row, dq[first + r]);
+      vec::scaled_product(H * K, T(1), dphi_k + r * k_row, k_slopes + r * k_row, dk[first + r]);
       std::copy_n(dvalues + r * v_row, H * V, dv[first + r]);
     }
   }
