@@ -9,6 +9,7 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -33,12 +34,11 @@ using loglinear::HWY_NAMESPACE::product;
 using loglinear::HWY_NAMESPACE::score_exp;
 using loglinear::HWY_NAMESPACE::transpose;
 
-// As many columns at most take their scores from transposed keys: whole vectors of keys instead of a vector of queries
-// that is mostly empty.
-constexpr std::int64_t kFew = 4;
-
 template <class T>
 inline constexpr T kInfinity = std::numeric_limits<T>::infinity();
+
+// Panels of a forward whose queries see no more keys than kNarrowReach are kNarrowPanel wide.
+constexpr std::int64_t kNarrowReach = 512, kNarrowPanel = 16;
 
 // to (count, ld) = factor * rows `stride` apart, and zeros up to a whole vector.
 template <class T>
@@ -195,81 +195,115 @@ std::int64_t first_tile(const Strip<T>& strip, std::int64_t position) {
   return strip.keys(position, 0, strip.k_count).begin / kKeyTile * kKeyTile;
 }
 
+// Hands out pieces of one allocation.
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(std::int64_t n)
+      : memory_(Pool<T>::take(static_cast<std::size_t>(n + 32 * kPad))), next_(memory_.get()) {}
+  T* take(std::int64_t n) {
+    T* const at = next_;
+    next_ += padded(n);
+    return at;
+  }
+
+ private:
+  Matrix<T> memory_;
+  T* next_;
+};
+
+// What the columns first .. first + count - 1 of a call have summed so far.
+template <class T>
+struct Sums {
+  Sums(Scratch<T>& scratch, std::int64_t heads_, std::int64_t V_, std::int64_t first_, std::int64_t count_)
+      : heads(heads_), V(V_), ld(row_stride(V_)), first(first_), count(count_) {
+    const std::int64_t n = whole(count);
+    values = scratch.take(n * ld);
+    peak = scratch.take(n), weight = scratch.take(n), fade = scratch.take(n);
+  }
+  // Columns of whole panels.
+  static std::int64_t whole(std::int64_t count) { return (count + kQueryPanel - 1) / kQueryPanel * kQueryPanel; }
+  std::int64_t query(std::int64_t c) const { return (first + c) / heads; }
+  std::int64_t head(std::int64_t c) const { return (first + c) % heads; }
+
+  void start(const Online<T>& online) {
+    const std::int64_t n = whole(count);
+    std::fill_n(peak, n, -kInfinity<T>);
+    std::fill_n(weight, n, T(0));
+    std::memset(values, 0, static_cast<std::size_t>(n * ld) * sizeof(T));
+    if (!online.resume) return;
+    for (std::int64_t c = 0; c < count; ++c) {
+      const std::int64_t stat = query(c) * online.stat_stride + head(c);
+      peak[c] = online.peak[stat], weight[c] = online.weight[stat];
+      if (weight[c] == 0) continue;  // nothing seen: out was not written
+      std::memcpy(values + c * ld, online.out + query(c) * online.out_stride + head(c) * V,
+                  static_cast<std::size_t>(V) * sizeof(T));
+    }
+  }
+  // What columns [c0, c0 + width) had shrinks to their new peaks.
+  void shrink(std::int64_t c0, std::int64_t width) {
+    for (std::int64_t c = c0; c < c0 + width; ++c)
+      if (fade[c] != T(1)) scale_row(V, fade[c], values + c * ld, values + c * ld);
+  }
+  void finish(const Online<T>& online) const {
+    for (std::int64_t c = 0; c < count; ++c) {
+      const std::int64_t stat = query(c) * online.stat_stride + head(c);
+      scale_row(V, online.finish ? T(1) / weight[c] : T(1), values + c * ld,
+                online.out + query(c) * online.out_stride + head(c) * V);
+      if (!online.finish) online.peak[stat] = peak[c], online.weight[stat] = weight[c];
+      if (online.finish && online.log_sums)
+        online.log_sums[stat] = peak[c] * static_cast<T>(1 / kScorePerNatural<T>) + std::log(weight[c]);
+    }
+  }
+
+  std::int64_t heads, V, ld, first, count;
+  T *values, *peak, *weight, *fade;  // values (columns, V), relative to exp(peak)
+};
+
 template <class T>
 void forward_columns(const Strip<T>& strip, const Online<T>& online, std::int64_t first_column,
                      std::int64_t last_column) {
   const std::int64_t R = strip.heads, K = strip.K, V = strip.V, columns = last_column - first_column;
-  const std::int64_t ldk = row_stride(K), ldv = row_stride(V), ldt = row_stride(kKeyTile);
-  const std::int64_t panels = (columns + kQueryPanel - 1) / kQueryPanel, whole = panels * kQueryPanel;
-  const bool few = columns <= kFew;
-  const auto memory = Pool<T>::take(static_cast<std::size_t>(
-      whole * (padded(K) + ldv + 3) + kKeyTile * (kQueryPanel + ldv) +
-      std::max(std::max(kKeyTile, kQueryPanel) * ldk, padded(K) * ldt) + kFew * ldt + 16 * kPad));
-  T* next = memory.get();
-  const auto take = [&](std::int64_t n) {
-    T* const at = next;
-    next += padded(n);
-    return at;
-  };
-  T* queries = take(whole * padded(K));  // a panel: (K, kQueryPanel), scaled
-  T* sums = take(whole * ldv);           // (columns, V), relative to exp(peak)
-  T *peak = take(whole), *weight = take(whole), *fade = take(whole);
-  T* scores = take(kKeyTile * kQueryPanel);
-  T* values = take(kKeyTile * ldv);                                                  // (kKeyTile, V)
-  T* keys = take(std::max(std::max(kKeyTile, kQueryPanel) * ldk, padded(K) * ldt));  // (kKeyTile, K), or transposed
-  T* few_scores = take(kFew * ldt);                                                  // (columns, kKeyTile)
+  const std::int64_t ldk = row_stride(K), ldv = row_stride(V);
+  const std::int64_t whole = Sums<T>::whole(columns);
+  Scratch<T> scratch(whole * (padded(K) + ldv + 3) + kKeyTile * (kQueryPanel + ldk + ldv));
+  Sums<T> sums(scratch, R, V, first_column, columns);
+  T* queries = scratch.take(whole * padded(K));  // a panel: (K, kQueryPanel), scaled
+  T* scores = scratch.take(kKeyTile * kQueryPanel);
+  T *keys = scratch.take(kKeyTile * ldk), *values = scratch.take(kKeyTile * ldv);
 
   const T factor = static_cast<T>(strip.scale * kScorePerNatural<T>);
-  const auto query_of = [&](std::int64_t c) { return (first_column + c) / R; };
-  const auto head_of = [&](std::int64_t c) { return (first_column + c) % R; };
-  for (std::int64_t p = 0; p < panels; ++p) {
-    const std::int64_t c0 = p * kQueryPanel, width = std::min(kQueryPanel, columns - c0);
+  static_assert(kQueryPanel <= kKeyTile);
+  for (std::int64_t c0 = 0; c0 < columns; c0 += kQueryPanel) {
+    const std::int64_t width = std::min(kQueryPanel, columns - c0);
     for (std::int64_t c = 0; c < width; ++c)
-      scale_row(K, factor, strip.q + query_of(c0 + c) * strip.q_stride + head_of(c0 + c) * K, keys + c * ldk);
+      scale_row(K, factor, strip.q + sums.query(c0 + c) * strip.q_stride + sums.head(c0 + c) * K, keys + c * ldk);
     transpose(width, K, keys, ldk, queries + c0 * padded(K), kQueryPanel);
   }
-  std::fill_n(peak, whole, -kInfinity<T>);
-  std::fill_n(weight, whole, T(0));
-  std::memset(sums, 0, static_cast<std::size_t>(whole * ldv) * sizeof(T));
-  if (online.resume)
-    for (std::int64_t c = 0; c < columns; ++c) {
-      const std::int64_t stat = query_of(c) * online.stat_stride + head_of(c);
-      peak[c] = online.peak[stat], weight[c] = online.weight[stat];
-      if (weight[c] == 0) continue;  // nothing seen: out was not written
-      std::memcpy(sums + c * ldv, online.out + query_of(c) * online.out_stride + head_of(c) * V,
-                  static_cast<std::size_t>(V) * sizeof(T));
-    }
+  sums.start(online);
 
-  const std::int64_t oldest = strip.offset + query_of(0), newest = strip.offset + query_of(columns - 1);
+  // Narrow panels lose less at the edges of what they see, wide ones less between.
+  const std::int64_t reach = std::min(strip.k_count, strip.lags.high - strip.lags.low + 1);
+  const std::int64_t panel = reach <= kNarrowReach ? kNarrowPanel : kQueryPanel;
+  static_assert(kQueryPanel % kNarrowPanel == 0);
+  const std::int64_t oldest = strip.offset + sums.query(0), newest = strip.offset + sums.query(columns - 1);
   const std::int64_t end = strip.keys(newest, 0, strip.k_count).end;
   for (std::int64_t first = first_tile(strip, oldest); first < end; first += kKeyTile) {
     const std::int64_t count = std::min(kKeyTile, strip.k_count - first);
-    if (few)
-      transpose(count, K, strip.k + first * strip.k_stride, strip.k_stride, keys, ldt);
-    else
-      copy_rows(count, K, strip.k + first * strip.k_stride, strip.k_stride, keys, ldk);
+    copy_rows(count, K, strip.k + first * strip.k_stride, strip.k_stride, keys, ldk);
     copy_rows(count, V, strip.v + first * strip.v_stride, strip.v_stride, values, ldv);
     int finite = -1;  // of the values; not known yet
-    for (std::int64_t p = 0; p < panels; ++p) {
-      const std::int64_t c0 = p * kQueryPanel, width = std::min(kQueryPanel, columns - c0);
+    for (std::int64_t c0 = 0; c0 < columns; c0 += panel) {
+      const std::int64_t width = std::min(panel, columns - c0);
       const Visible<T> visible(
-          strip, width, [&](std::int64_t c) { return strip.offset + query_of(c0 + c); }, first, count);
+          strip, width, [&](std::int64_t c) { return strip.offset + sums.query(c0 + c); }, first, count);
       if (visible.empty()) continue;
       const std::int64_t from = visible.begin, seen = visible.end - visible.begin;
-      const T* const panel = queries + c0 * padded(K);
-      if (few) {
-        product(columns, count, K, panel, 1, kQueryPanel, keys, ldt, few_scores, ldt);
-        for (std::int64_t j = from; j < visible.end; ++j)
-          for (std::int64_t c = 0; c < kPad; ++c)
-            scores[j * kQueryPanel + c] = few_scores[std::min(c, columns - 1) * ldt + j];
-      } else {
-        product(seen, width, K, keys + from * ldk, ldk, 1, panel, kQueryPanel, scores + from * kQueryPanel,
-                kQueryPanel);
-      }
-      T* const to = sums + c0 * ldv;
-      if (soften(width, visible, scores, peak + c0, weight + c0, fade + c0))
-        for (std::int64_t c = 0; c < width; ++c)
-          if (const T f = fade[c0 + c]; f != T(1)) scale_row(V, f, to + c * ldv, to + c * ldv);
+      T* const to = sums.values + c0 * ldv;
+      product(seen, width, K, keys + from * ldk, ldk, 1,
+              queries + c0 / kQueryPanel * kQueryPanel * padded(K) + c0 % kQueryPanel, kQueryPanel,
+              scores + from * kQueryPanel, kQueryPanel);
+      if (soften(width, visible, scores, sums.peak + c0, sums.weight + c0, sums.fade + c0)) sums.shrink(c0, width);
       if (visible.masked && finite < 0) finite = all_finite(count, V, values, ldv);
       if (visible.masked && !finite)
         add_product_within(width, V, scores, 1, kQueryPanel, values, ldv, to, ldv,
@@ -279,15 +313,203 @@ void forward_columns(const Strip<T>& strip, const Online<T>& online, std::int64_
                    {.beta = T(1)});
     }
   }
+  sums.finish(online);
+}
 
-  for (std::int64_t c = 0; c < columns; ++c) {
-    const std::int64_t stat = query_of(c) * online.stat_stride + head_of(c);
-    scale_row(V, online.finish ? T(1) / weight[c] : T(1), sums + c * ldv,
-              online.out + query_of(c) * online.out_stride + head_of(c) * V);
-    if (!online.finish) online.peak[stat] = peak[c], online.weight[stat] = weight[c];
-    if (online.finish && online.log_sums)
-      online.log_sums[stat] = peak[c] * static_cast<T>(1 / kScorePerNatural<T>) + std::log(weight[c]);
+// ---- one query ------------------------------------------------------------------------------------------------------
+//
+// Bound by the reading of keys and values: all groups of a call go through a tile together, so that memory is read in
+// whole rows. Scores are sums in the order of the matrix kernel,
+// with lanes for keys.
+
+// Vectors of at most 256 bits, transposed in registers.
+template <class T>
+using SquareLanes = hn::CappedTag<T, 32 / sizeof(T)>;
+
+template <class T>
+inline constexpr int kSquare = static_cast<int>(hn::MaxLanes(SquareLanes<T>()));
+
+template <class T, class Vec>
+HWY_INLINE void transpose_square(Vec (&r)[kSquare<T>]) {
+#if HWY_TARGET != HWY_SCALAR
+  constexpr int N = kSquare<T>;
+  if constexpr (N > 1) {
+    const SquareLanes<T> d;
+    Vec t[N];
+    // Element pairs of neighbouring rows, within blocks of 128 bits.
+#pragma GCC unroll 8
+    for (int i = 0; i < N; i += 2) {
+      t[i] = hn::InterleaveLower(d, r[i], r[i + 1]);
+      t[i + 1] = hn::InterleaveUpper(d, r[i], r[i + 1]);
+    }
+    if constexpr (sizeof(T) == 4) {
+      const hn::Repartition<double, SquareLanes<T>> pairs;
+      Vec u[N];
+#pragma GCC unroll 8
+      for (int i = 0; i < N; i += 4)
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half) {
+          const auto a = hn::BitCast(pairs, t[i + half]), b = hn::BitCast(pairs, t[i + 2 + half]);
+          u[i + 2 * half] = hn::BitCast(d, hn::InterleaveLower(pairs, a, b));
+          u[i + 2 * half + 1] = hn::BitCast(d, hn::InterleaveUpper(pairs, a, b));
+        }
+#pragma GCC unroll 8
+      for (int i = 0; i < N; ++i) t[i] = u[i];
+    }
+    constexpr int kHalf = 16 / sizeof(T);  // elements of a block
+    if constexpr (N == 2 * kHalf) {
+#pragma GCC unroll 8
+      for (int i = 0; i < kHalf; ++i) {
+        r[i] = hn::ConcatLowerLower(d, t[i + kHalf], t[i]);
+        r[i + kHalf] = hn::ConcatUpperUpper(d, t[i + kHalf], t[i]);
+      }
+    } else {
+#pragma GCC unroll 8
+      for (int i = 0; i < N; ++i) r[i] = t[i];
+    }
   }
+#else
+  (void)r;
+#endif
+}
+
+// scores[j * kQueryPanel + m] = query m . key j for M queries and all j < count, rows ld apart and zero up to a whole
+// vector.
+template <int M, class T>
+HWY_NOINLINE void dots(std::int64_t count, std::int64_t K, const T* HWY_RESTRICT queries, const T* HWY_RESTRICT keys,
+                       std::int64_t ld, T* HWY_RESTRICT scores) {
+  const SquareLanes<T> d;
+  constexpr int N = kSquare<T>, kBlocks = M == 1 ? 4 : M == 2 ? 2 : 1;  // enough sums at once to hide their latency
+  static_assert(32 % (kBlocks * N) == 0);
+  using Vec = hn::Vec<SquareLanes<T>>;
+  for (std::int64_t j = 0; j < count; j += kBlocks * N) {
+    Vec sum[kBlocks][M];
+#pragma GCC unroll 4
+    for (int b = 0; b < kBlocks; ++b)
+#pragma GCC unroll 4
+      for (int m = 0; m < M; ++m) sum[b][m] = hn::Zero(d);
+    for (std::int64_t k = 0; k < K; k += N)
+#pragma GCC unroll 4
+      for (int b = 0; b < kBlocks; ++b) {
+        Vec r[N];
+#pragma GCC unroll 8
+        for (int i = 0; i < N; ++i) r[i] = hn::LoadU(d, keys + (j + b * N + i) * ld + k);
+        transpose_square<T>(r);
+#pragma GCC unroll 8
+        for (int i = 0; i < N; ++i)
+#pragma GCC unroll 4
+          for (int m = 0; m < M; ++m) sum[b][m] = hn::MulAdd(hn::Set(d, queries[m * ld + k + i]), r[i], sum[b][m]);
+      }
+    HWY_ALIGN T lanes[N];
+#pragma GCC unroll 4
+    for (int b = 0; b < kBlocks; ++b)
+#pragma GCC unroll 4
+      for (int m = 0; m < M; ++m) {
+        hn::Store(sum[b][m], d, lanes);
+        const std::int64_t at = j + b * N;
+        for (std::int64_t i = 0; i < std::min<std::int64_t>(N, count - at); ++i)
+          scores[(at + i) * kQueryPanel + m] = lanes[i];
+      }
+  }
+}
+
+// to (groups * R, ld) += p * rows (Rows, groups * V), where p[j * kQueryPanel + c] is the weight of row j for column c.
+template <int Rows, class T>
+HWY_INLINE void add_weighted_rows(std::int64_t groups, std::int64_t R, std::int64_t V, const T* HWY_RESTRICT p,
+                                  const T* HWY_RESTRICT rows, std::int64_t stride, T* HWY_RESTRICT to,
+                                  std::int64_t ld) {
+  const Lanes<T> d;
+  const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d)), whole = V / N * N;
+  HWY_ALIGN T tail[Rows * kPad] = {};
+  for (std::int64_t c = 0; c < groups * R; ++c) {
+    const T* const from = rows + c / R * V;
+    T* const sums = to + c * ld;
+    hn::Vec<Lanes<T>> weight[Rows];
+#pragma GCC unroll 4
+    for (int j = 0; j < Rows; ++j) weight[j] = hn::Set(d, p[j * kQueryPanel + c]);
+    for (std::int64_t i = 0; i < whole; i += N) {
+      auto sum = hn::LoadU(d, sums + i);
+#pragma GCC unroll 4
+      for (int j = 0; j < Rows; ++j) sum = hn::MulAdd(weight[j], hn::LoadU(d, from + j * stride + i), sum);
+      hn::StoreU(sum, d, sums + i);
+    }
+    if (whole == V) continue;
+    auto sum = hn::LoadU(d, sums + whole);
+#pragma GCC unroll 4
+    for (int j = 0; j < Rows; ++j) {
+      std::memcpy(tail + j * kPad, from + j * stride + whole, static_cast<std::size_t>(V - whole) * sizeof(T));
+      sum = hn::MulAdd(weight[j], hn::LoadU(d, tail + j * kPad), sum);
+    }
+    hn::StoreU(sum, d, sums + whole);
+  }
+}
+
+// The only query of `groups` groups, whose strips follow `strip` as their columns do: at most kQueryPanel heads.
+template <class T>
+void forward_one_query(const Strip<T>& strip, const Online<T>& online, std::int64_t groups) {
+  constexpr std::int64_t kPiece = 32;  // rows of keys that are copied at once
+  static_assert(kKeyTile % kPiece == 0);
+  const std::int64_t R = strip.heads, K = strip.K, V = strip.V, columns = groups * R;
+  const std::int64_t ldk = row_stride(K), ldv = row_stride(V);
+  Scratch<T> scratch(kQueryPanel * (ldk + 2 * ldv + 3) + kKeyTile * kQueryPanel + groups * kPiece * ldk);
+  Sums<T> sums(scratch, columns, V, 0, columns);
+  T *queries = scratch.take(kQueryPanel * ldk), *of_tile = scratch.take(kQueryPanel * ldv);
+  T *scores = scratch.take(kKeyTile * kQueryPanel), *keys = scratch.take(groups * kPiece * ldk);
+  std::memset(queries, 0, static_cast<std::size_t>(kQueryPanel * ldk) * sizeof(T));
+  std::memset(scores, 0, static_cast<std::size_t>(kKeyTile * kQueryPanel) * sizeof(T));  // columns of no head
+  std::memset(keys, 0, static_cast<std::size_t>(groups * kPiece * ldk) * sizeof(T));     // rows' padding
+  for (std::int64_t c = 0; c < columns; ++c)
+    scale_row(K, static_cast<T>(strip.scale * kScorePerNatural<T>), strip.q + c * K, queries + c * ldk);
+  sums.start(online);
+
+  const Range all = strip.keys(strip.offset, 0, strip.k_count);
+  for (std::int64_t first = first_tile(strip, strip.offset); first < all.end; first += kKeyTile) {
+    const Visible<T> visible(
+        strip, 1, [&](std::int64_t) { return strip.offset; }, first, std::min(kKeyTile, strip.k_count - first));
+    const std::int64_t from = first + visible.begin, seen = visible.end - visible.begin;
+    for (std::int64_t at = 0; at < seen; at += kPiece) {
+      const std::int64_t rows = std::min(kPiece, seen - at);
+      const T* const source = strip.k + (from + at) * strip.k_stride;
+      for (std::int64_t j = 0; j < rows; ++j)
+        for (std::int64_t g = 0; g < groups; ++g)
+          std::memcpy(keys + (g * kPiece + j) * ldk, source + j * strip.k_stride + g * K,
+                      static_cast<std::size_t>(K) * sizeof(T));
+      for (std::int64_t g = 0; g < groups; ++g) {
+        const T* const rows_of_group = keys + g * kPiece * ldk;
+        for (std::int64_t h = 0; h < R;) {
+          const T* const q = queries + (g * R + h) * ldk;
+          T* const to = scores + (visible.begin + at) * kQueryPanel + g * R + h;
+          switch (R - h) {
+            case 1:
+              dots<1>(rows, K, q, rows_of_group, ldk, to), h += 1;
+              break;
+            case 2:
+              dots<2>(rows, K, q, rows_of_group, ldk, to), h += 2;
+              break;
+            case 3:
+              dots<3>(rows, K, q, rows_of_group, ldk, to), h += 3;
+              break;
+            default:
+              dots<4>(rows, K, q, rows_of_group, ldk, to), h += 4;
+          }
+        }
+      }
+    }
+    if (soften(columns, visible, scores, sums.peak, sums.weight, sums.fade)) sums.shrink(0, columns);
+    // The tile's sum on its own, as the matrix kernel has it.
+    std::memset(of_tile, 0, static_cast<std::size_t>(columns * ldv) * sizeof(T));
+    const T* const p = scores + visible.begin * kQueryPanel;
+    const T* const values = strip.v + from * strip.v_stride;
+    std::int64_t j = 0;
+    for (; j + 4 <= seen; j += 4)
+      add_weighted_rows<4>(groups, R, V, p + j * kQueryPanel, values + j * strip.v_stride, strip.v_stride, of_tile,
+                           ldv);
+    for (; j < seen; ++j)
+      add_weighted_rows<1>(groups, R, V, p + j * kQueryPanel, values + j * strip.v_stride, strip.v_stride, of_tile,
+                           ldv);
+    for (std::int64_t i = 0; i < columns * ldv; ++i) sums.values[i] += of_tile[i];
+  }
+  sums.finish(online);
 }
 
 template <class T>
@@ -295,15 +517,9 @@ void backward_range(const Strip<T>& strip, const Adjoint<T>& adjoint, Range quer
   const std::int64_t R = strip.heads, K = strip.K, V = strip.V, count = queries.end - queries.begin;
   const std::int64_t ldk = row_stride(K), ldv = row_stride(V);
   const std::int64_t block = std::min(kKeyBlock, (keys.end - keys.begin + kKeyTile - 1) / kKeyTile * kKeyTile);
-  const auto memory = Pool<T>::take(static_cast<std::size_t>(
-      2 * block * (ldk + ldv) + kQueryPanel * (3 * ldk + 2 * ldv + padded(K) + padded(V) + 2 * kKeyTile + 2) +
-      count * R + 16 * kPad));
-  T* next = memory.get();
-  const auto take = [&](std::int64_t n) {
-    T* const at = next;
-    next += padded(n);
-    return at;
-  };
+  Scratch<T> scratch(2 * block * (ldk + ldv) +
+                     kQueryPanel * (3 * ldk + 2 * ldv + padded(K) + padded(V) + 2 * kKeyTile + 2) + count * R);
+  const auto take = [&](std::int64_t n) { return scratch.take(n); };
   T *key_rows = take(block * ldk), *value_rows = take(block * ldv);
   T *dkeys = take(block * ldk), *dvalues = take(block * ldv);
   T *query_rows = take(kQueryPanel * ldk), *dout_rows = take(kQueryPanel * ldv), *dqueries = take(kQueryPanel * ldk);
@@ -409,6 +625,10 @@ void forward_f32(const Strip<float>& s, const Online<float>& o, std::int64_t a, 
 void forward_f64(const Strip<double>& s, const Online<double>& o, std::int64_t a, std::int64_t b) {
   forward_columns(s, o, a, b);
 }
+void query_f32(const Strip<float>& s, const Online<float>& o, std::int64_t groups) { forward_one_query(s, o, groups); }
+void query_f64(const Strip<double>& s, const Online<double>& o, std::int64_t groups) {
+  forward_one_query(s, o, groups);
+}
 void backward_f32(const Strip<float>& s, const Adjoint<float>& a, Range q, Range k) { backward_range(s, a, q, k); }
 void backward_f64(const Strip<double>& s, const Adjoint<double>& a, Range q, Range k) { backward_range(s, a, q, k); }
 const char* instruction_set_here() { return hwy::TargetName(HWY_TARGET); }
@@ -421,6 +641,8 @@ namespace loglinear::attention {
 
 HWY_EXPORT(forward_f32);
 HWY_EXPORT(forward_f64);
+HWY_EXPORT(query_f32);
+HWY_EXPORT(query_f64);
 HWY_EXPORT(backward_f32);
 HWY_EXPORT(backward_f64);
 HWY_EXPORT(instruction_set_here);
@@ -448,6 +670,20 @@ template <>
 void forward(const Strip<double>& strip, const Online<double>& online, std::int64_t first, std::int64_t last) {
   prepare();
   HWY_DYNAMIC_DISPATCH(forward_f64)(strip, online, first, last);
+  trim<double>();
+}
+
+template <>
+void forward_query(const Strip<float>& strip, const Online<float>& online, std::int64_t groups) {
+  prepare();
+  HWY_DYNAMIC_DISPATCH(query_f32)(strip, online, groups);
+  trim<float>();
+}
+
+template <>
+void forward_query(const Strip<double>& strip, const Online<double>& online, std::int64_t groups) {
+  prepare();
+  HWY_DYNAMIC_DISPATCH(query_f64)(strip, online, groups);
   trim<double>();
 }
 

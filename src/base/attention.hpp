@@ -125,6 +125,9 @@ Strip<T> strip_of(const Inputs<T>& in, const AttentionSequence& seq, const Atten
   return strip;
 }
 
+// What the kernel works in: panels of queries, tiles of keys, and blocks of tiles in the backward.
+inline constexpr std::int64_t kQueryPanel = 48, kKeyTile = 96, kKeyBlock = 3 * kKeyTile;
+
 // Statistics of a row of scores, those of query i of head h at [i * stat_stride + h]: the largest, and the sum of the
 // exponentials beside it. In the base of the kernel's exponential.
 template <class T>
@@ -142,6 +145,53 @@ inline constexpr std::int64_t kColumns = 192;
 template <class T>
 void forward(const Strip<T>& strip, const Online<T>& online, std::int64_t first_column, std::int64_t last_column);
 
+// The same for `groups` groups with a single query, the strips of which follow `strip` (k, v, q and out head by head);
+// at most kQueryPanel heads together.
+template <class T>
+void forward_query(const Strip<T>& strip, const Online<T>& online, std::int64_t groups);
+
+// All of a strip, given for group 0.
+template <class T>
+struct StripForward {
+  Strip<T> strip;
+  Online<T> online;
+};
+template <class T>
+void forward(std::span<const StripForward<T>> strips, std::int64_t groups, int threads) {
+  struct Item {
+    std::size_t strip;
+    std::int64_t group, groups;  // of one query
+    std::int64_t first;          // column otherwise
+  };
+  std::vector<Item> items;
+  for (std::size_t s = 0; s < strips.size(); ++s) {
+    const std::int64_t R = strips[s].strip.heads, columns = strips[s].strip.q_count * R;
+    if (strips[s].strip.q_count == 1 && R <= kQueryPanel) {
+      const std::int64_t threads_used = thread_count(threads);
+      const std::int64_t together = std::min(kQueryPanel / R, (groups + threads_used - 1) / threads_used);
+      for (std::int64_t group = 0; group < groups; group += together)
+        items.push_back({s, group, std::min(together, groups - group), 0});
+    } else {
+      for (std::int64_t first = 0; first < columns; first += kColumns)
+        for (std::int64_t group = 0; group < groups; ++group) items.push_back({s, group, 0, first});
+    }
+  }
+  parallel_for(static_cast<std::int64_t>(items.size()), threads, [&](std::int64_t i) {
+    // Late queries have the most keys: they go first.
+    const Item& item = items[items.size() - 1 - static_cast<std::size_t>(i)];
+    auto [strip, online] = strips[item.strip];
+    const std::int64_t R = strip.heads, group = item.group;
+    strip.q += group * R * strip.K, strip.k += group * strip.K, strip.v += group * strip.V;
+    online.out += group * R * strip.V;
+    if (online.peak) online.peak += group * R, online.weight += group * R;
+    if (online.log_sums) online.log_sums += group * R;
+    if (item.groups > 0)
+      forward_query(strip, online, item.groups);
+    else
+      forward(strip, online, item.first, std::min(item.first + kColumns, strip.q_count * R));
+  });
+}
+
 template <class T>
 struct Adjoint {
   const T *out = nullptr, *dout = nullptr, *log_sums = nullptr;  // log_sums of query i, head h: [i * stat_stride + h]
@@ -154,7 +204,6 @@ struct Adjoint {
 // Gradients of the pairs of queries [queries.begin, end) and keys [keys.begin, end). Any cut into ranges that begin at
 // multiples of kQueryPanel and kKeyTile gives the same bits, as long as each call covers all of the dimension that its
 // gradients sum over.
-inline constexpr std::int64_t kQueryPanel = 48, kKeyTile = 96, kKeyBlock = 3 * kKeyTile;
 template <class T>
 void backward(const Strip<T>& strip, const Adjoint<T>& adjoint, Range queries, Range keys);
 

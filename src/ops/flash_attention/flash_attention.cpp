@@ -14,7 +14,7 @@ void flash_attention_forward(std::span<const AttentionSequence> sequences, const
   const TimedOperator timed("flash_attention");
   constexpr const char* where = "flash_attention.forward";
   attention::check(where, sequences, shape, false);
-  const std::int64_t H = shape.heads, G = shape.kv_heads, R = H / G, K = shape.key_width, V = shape.value_width;
+  const std::int64_t H = shape.heads, G = shape.kv_heads, K = shape.key_width, V = shape.value_width;
   const auto [q_rows, k_rows] = attention::extent(sequences);
   check_rows(where, "q", q_rows, H * K, q, q_stride);
   check_rows(where, "k", k_rows, G * K, k, k_stride);
@@ -22,24 +22,15 @@ void flash_attention_forward(std::span<const AttentionSequence> sequences, const
   check_rows(where, "out", q_rows, H * V, out, out_stride);
 
   const attention::Inputs<T> in{q, k, v, q_stride, k_stride, v_stride};
-  struct Item {
-    std::size_t sequence;
-    std::int64_t group, first;  // column
-  };
-  std::vector<Item> items;
-  for (std::size_t s = 0; s < sequences.size(); ++s)
-    for (std::int64_t first = 0; first < sequences[s].q_count * R; first += attention::kColumns)
-      for (std::int64_t group = 0; group < G; ++group) items.push_back({s, group, first});
-  parallel_for(static_cast<std::int64_t>(items.size()), threads, [&](std::int64_t i) {
-    // Late queries have the most keys: they go first.
-    const auto& [s, group, first] = items[items.size() - 1 - static_cast<std::size_t>(i)];
-    const AttentionSequence& seq = sequences[s];
+  std::vector<attention::StripForward<T>> strips;
+  for (const AttentionSequence& seq : sequences) {
+    if (seq.q_count == 0) continue;
     attention::Online<T> online;
-    online.out = out + seq.q_begin * out_stride + group * R * V, online.out_stride = out_stride;
-    online.log_sums = log_sums ? log_sums + seq.q_begin * H + group * R : nullptr, online.stat_stride = H;
-    attention::forward(attention::strip_of(in, seq, shape, group, attention::lags_of(shape)), online, first,
-                       std::min(first + attention::kColumns, seq.q_count * R));
-  });
+    online.out = out + seq.q_begin * out_stride, online.out_stride = out_stride;
+    online.log_sums = log_sums ? log_sums + seq.q_begin * H : nullptr, online.stat_stride = H;
+    strips.push_back({attention::strip_of(in, seq, shape, 0, attention::lags_of(shape)), online});
+  }
+  attention::forward<T>(strips, G, threads);
 }
 
 template <class T>

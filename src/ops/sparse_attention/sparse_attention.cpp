@@ -55,62 +55,40 @@ void sparse_attention_forward(std::span<const AttentionSequence> sequences, cons
   const TimedOperator timed("sparse_attention");
   constexpr const char* where = "sparse_attention.forward";
   check(where, sequences, shape, pattern, false);
-  const std::int64_t H = shape.heads, G = shape.kv_heads, R = H / G, K = shape.key_width, V = shape.value_width;
+  const std::int64_t H = shape.heads, G = shape.kv_heads, K = shape.key_width, V = shape.value_width;
   const auto [q_rows, k_rows] = attention::extent(sequences);
   check_rows(where, "q", q_rows, H * K, q, q_stride);
   check_rows(where, "k", k_rows, G * K, k, k_stride);
   check_rows(where, "v", k_rows, G * V, v, v_stride);
   check_rows(where, "out", q_rows, H * V, out, out_stride);
   const attention::Inputs<T> in{q, k, v, q_stride, k_stride, v_stride};
-  struct Item {
-    std::size_t sequence;
-    std::int64_t group, residue, first;  // first column
-  };
-  std::vector<Item> items;
   // Of the far part each query keeps its statistics, and in `out` the undivided sum, for the near part to go on from.
   std::int64_t far_rows = 0;
-  for (std::size_t s = 0; s < sequences.size(); ++s) {
-    const AttentionSequence& seq = sequences[s];
+  for (const AttentionSequence& seq : sequences)
     if (classes(pattern, seq) > 0 && seq.q_count > 0) far_rows = std::max(far_rows, seq.q_begin + seq.q_count);
-    for (std::int64_t residue = 0; residue < classes(pattern, seq); ++residue) {
-      const auto strip = attention::strip_of(in, seq, shape, 0, far_lags(pattern), pattern.stride, residue);
-      for (std::int64_t first = 0; first < strip.q_count * R; first += attention::kColumns)
-        for (std::int64_t group = 0; group < G; ++group) items.push_back({s, group, residue, first});
-    }
-  }
   // Queries of no class have seen nothing.
   std::vector<T> peak(static_cast<std::size_t>(far_rows * H), -std::numeric_limits<T>::infinity()), weight(peak.size());
-  const auto online_of = [&](const attention::Strip<T>& strip, std::int64_t group) {
+  std::vector<attention::StripForward<T>> near, far;
+  const auto add = [&](auto& strips, const attention::Strip<T>& strip) -> attention::Online<T>& {
     attention::Online<T> online;
-    const std::int64_t stat = strip.q_row * H + group * R;
-    online.out = out + strip.q_row * out_stride + group * R * V, online.out_stride = out_stride * strip.step;
+    const std::int64_t stat = strip.q_row * H;
+    online.out = out + strip.q_row * out_stride, online.out_stride = out_stride * strip.step;
     online.stat_stride = H * strip.step;
     if (log_sums) online.log_sums = log_sums + stat;
     if (!peak.empty()) online.peak = peak.data() + stat, online.weight = weight.data() + stat;
-    return online;
+    strips.push_back({strip, online});
+    return strips.back().online;
   };
-  const auto run = [&](const attention::Strip<T>& strip, const attention::Online<T>& online, std::int64_t first) {
-    attention::forward(strip, online, first, std::min(first + attention::kColumns, strip.q_count * R));
-  };
-  parallel_for(static_cast<std::int64_t>(items.size()), threads, [&](std::int64_t i) {
-    const auto& [s, group, residue, first] = items[static_cast<std::size_t>(i)];
-    const auto strip = attention::strip_of(in, sequences[s], shape, group, far_lags(pattern), pattern.stride, residue);
-    attention::Online<T> online = online_of(strip, group);
-    online.finish = false;
-    run(strip, online, first);
-  });
-
-  items.clear();
-  for (std::size_t s = 0; s < sequences.size(); ++s)
-    for (std::int64_t first = 0; first < sequences[s].q_count * R; first += attention::kColumns)
-      for (std::int64_t group = 0; group < G; ++group) items.push_back({s, group, 0, first});
-  parallel_for(static_cast<std::int64_t>(items.size()), threads, [&](std::int64_t i) {
-    const auto& [s, group, residue, first] = items[static_cast<std::size_t>(i)];
-    const auto strip = attention::strip_of(in, sequences[s], shape, group, near_lags(pattern));
-    attention::Online<T> online = online_of(strip, group);
-    online.resume = classes(pattern, sequences[s]) > 0;
-    run(strip, online, first);
-  });
+  for (const AttentionSequence& seq : sequences) {
+    if (seq.q_count == 0) continue;
+    for (std::int64_t residue = 0; residue < classes(pattern, seq); ++residue) {
+      const auto strip = attention::strip_of(in, seq, shape, 0, far_lags(pattern), pattern.stride, residue);
+      if (strip.q_count > 0) add(far, strip).finish = false;
+    }
+    add(near, attention::strip_of(in, seq, shape, 0, near_lags(pattern))).resume = classes(pattern, seq) > 0;
+  }
+  attention::forward<T>(far, G, threads);
+  attention::forward<T>(near, G, threads);
 }
 
 template <class T>
