@@ -15,71 +15,25 @@
 #include <limits>
 #include <type_traits>
 
+#include "base/attention-inl.h"
 #include "base/attention.hpp"
 #include "base/cpu_features.hpp"
 #include "base/exp-inl.h"
 #include "base/matrix-inl.h"
 #include "base/padding.hpp"
-#include "base/pool.hpp"
 #include "base/vector_math.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace loglinear::attention::HWY_NAMESPACE {
 
-namespace hn = hwy::HWY_NAMESPACE;
-using loglinear::HWY_NAMESPACE::Epilogue;
 using loglinear::HWY_NAMESPACE::kScorePerNatural;
-using loglinear::HWY_NAMESPACE::Lanes;
-using loglinear::HWY_NAMESPACE::product;
 using loglinear::HWY_NAMESPACE::score_exp;
-using loglinear::HWY_NAMESPACE::transpose;
 
 template <class T>
 inline constexpr T kInfinity = std::numeric_limits<T>::infinity();
 
 // Panels of a forward whose queries see no more keys than kNarrowReach are kNarrowPanel wide.
 constexpr std::int64_t kNarrowReach = 512, kNarrowPanel = 16;
-
-// to (count, ld) = factor * rows `stride` apart, and zeros up to a whole vector.
-template <class T>
-HWY_INLINE void copy_rows(std::int64_t count, std::int64_t width, const T* from, std::int64_t stride, T* to,
-                          std::int64_t ld) {
-  for (std::int64_t r = 0; r < count; ++r) {
-    std::memcpy(to + r * ld, from + r * stride, static_cast<std::size_t>(width) * sizeof(T));
-    if (const std::int64_t end = padded(width); end > width)
-      std::memset(to + r * ld + width, 0, static_cast<std::size_t>(end - width) * sizeof(T));
-  }
-}
-
-template <class T>
-HWY_INLINE void scale_row(std::int64_t width, T factor, const T* from, T* to) {
-  for (std::int64_t c = 0; c < width; ++c) to[c] = factor * from[c];
-}
-
-// rows (count, ld) with zeros up to a whole vector.
-template <class T>
-HWY_NOINLINE bool all_finite(std::int64_t count, std::int64_t width, const T* rows, std::int64_t ld) {
-  const Lanes<T> d;
-  const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
-  auto sum = hn::Zero(d);  // of x - x: 0 for a number, NaN for the rest
-  for (std::int64_t r = 0; r < count; ++r)
-    for (std::int64_t c = 0; c < width; c += N) {
-      const auto x = hn::LoadU(d, rows + r * ld + c);
-      sum = hn::Add(sum, hn::Sub(x, x));
-    }
-  return hn::AllTrue(d, hn::Eq(sum, hn::Zero(d)));
-}
-
-// C (M, N) += A B, row m of A counting only in range(m): where B holds a NaN or infinity that a row must not see, which
-// zeros in A would not keep out. The bits of the whole product otherwise.
-template <class T, class RangeOf>
-HWY_NOINLINE void add_product_within(std::int64_t M, std::int64_t N, const T* a, std::int64_t a_row, std::int64_t a_col,
-                                     const T* b, std::int64_t ldb, T* c, std::int64_t ldc, const RangeOf& range) {
-  for (std::int64_t m = 0; m < M; ++m)
-    if (const Range r = range(m); !r.empty())
-      product<T>(1, N, r.end - r.begin, a + m * a_row + r.begin * a_col, a_row, a_col, b + r.begin * ldb, ldb,
-                 c + m * ldc, ldc, {.beta = T(1)});
-}
 
 // Which keys of a tile the columns of a panel see. Column c sees [from[c], to[c]).
 template <class T>
@@ -194,23 +148,6 @@ template <class T>
 std::int64_t first_tile(const Strip<T>& strip, std::int64_t position) {
   return strip.keys(position, 0, strip.k_count).begin / kKeyTile * kKeyTile;
 }
-
-// Hands out pieces of one allocation.
-template <class T>
-class Scratch {
- public:
-  explicit Scratch(std::int64_t n)
-      : memory_(Pool<T>::take(static_cast<std::size_t>(n + 32 * kPad))), next_(memory_.get()) {}
-  T* take(std::int64_t n) {
-    T* const at = next_;
-    next_ += padded(n);
-    return at;
-  }
-
- private:
-  Matrix<T> memory_;
-  T* next_;
-};
 
 // What the columns first .. first + count - 1 of a call have summed so far.
 template <class T>
@@ -651,54 +588,48 @@ namespace {
 
 void prepare() { apply_instruction_set_from_environment(); }
 
-// What a thread keeps of its scratch memory for its next call.
-template <class T>
-void trim() {
-  Pool<T>::trim(std::size_t{16} << 20);
-}
-
 }  // namespace
 
 template <>
 void forward(const Strip<float>& strip, const Online<float>& online, std::int64_t first, std::int64_t last) {
   prepare();
   HWY_DYNAMIC_DISPATCH(forward_f32)(strip, online, first, last);
-  trim<float>();
+  trim_scratch<float>();
 }
 
 template <>
 void forward(const Strip<double>& strip, const Online<double>& online, std::int64_t first, std::int64_t last) {
   prepare();
   HWY_DYNAMIC_DISPATCH(forward_f64)(strip, online, first, last);
-  trim<double>();
+  trim_scratch<double>();
 }
 
 template <>
 void forward_query(const Strip<float>& strip, const Online<float>& online, std::int64_t groups) {
   prepare();
   HWY_DYNAMIC_DISPATCH(query_f32)(strip, online, groups);
-  trim<float>();
+  trim_scratch<float>();
 }
 
 template <>
 void forward_query(const Strip<double>& strip, const Online<double>& online, std::int64_t groups) {
   prepare();
   HWY_DYNAMIC_DISPATCH(query_f64)(strip, online, groups);
-  trim<double>();
+  trim_scratch<double>();
 }
 
 template <>
 void backward(const Strip<float>& strip, const Adjoint<float>& adjoint, Range queries, Range keys) {
   prepare();
   HWY_DYNAMIC_DISPATCH(backward_f32)(strip, adjoint, queries, keys);
-  trim<float>();
+  trim_scratch<float>();
 }
 
 template <>
 void backward(const Strip<double>& strip, const Adjoint<double>& adjoint, Range queries, Range keys) {
   prepare();
   HWY_DYNAMIC_DISPATCH(backward_f64)(strip, adjoint, queries, keys);
-  trim<double>();
+  trim_scratch<double>();
 }
 
 const char* instruction_set() {

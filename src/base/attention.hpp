@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/parallel.hpp"
+#include "base/pool.hpp"
 #include "base/rows.hpp"
 #include "loglinear/attention.hpp"
 
@@ -251,6 +252,12 @@ void backward(std::span<const StripAdjoint<T>> strips, int threads) {
       backward(strip, adjoint, {first, std::min(strip.q_count, first + kColumns)}, {0, strip.k_count});
     }
   });
+}
+
+// What a thread keeps of its scratch memory for its next call.
+template <class T>
+void trim_scratch() {
+  Pool<T>::trim(std::size_t{16} << 20);
 }
 
 // Which instruction set the kernel runs with, as Highway calls it.

@@ -2,6 +2,8 @@
 #include <rapidcheck/gtest.h>
 
 #include "attention_testing.hpp"
+#include "base/attention.hpp"
+#include "base/cpu_features.hpp"
 #include "loglinear/flash_attention.hpp"
 
 namespace loglinear::testing {
@@ -160,6 +162,31 @@ TYPED_TEST(FlashAttention, pieces_and_packing_give_the_same_bits) {
   }
 }
 
+// Reading token by token, with heads that share keys and without, gives the bits of reading all at once.
+TYPED_TEST(FlashAttention, steps_give_the_same_bits) {
+  using T = TypeParam;
+  struct Heads {
+    std::int64_t H, G, K, V, window;
+  };
+  for (const auto& [H, G, K, V, window] : {Heads{2, 2, 64, 64, 0},
+                                           {3, 1, 9, 18, 0},
+                                           {8, 2, 16, 64, 70},
+                                           {5, 1, 33, 7, 0},
+                                           {60, 60, 4, 4, 20},
+                                           {50, 1, 4, 4, 0}}) {
+    const Problem<T> p(packed({230}), shape_of(H, G, K, V, window));
+    const auto whole = p.forward();
+    auto steps = p.new_output();
+    for (std::int64_t n = 0; n < 230; ++n) {
+      const Sequences piece = {{n, 1, 0, n + 1}};
+      flash_attention_forward<T>(piece, p.shape, p.q.ptr(), p.q.stride, p.k.ptr(), p.k.stride, p.v.ptr(), p.v.stride,
+                                 steps.out.ptr(), steps.out.stride, steps.log_sums.ptr(), static_cast<int>(n % 3) + 1);
+      ASSERT_TRUE(same_row_bits(steps.out, whole.out, n)) << H << ", " << n;
+      ASSERT_TRUE(same_row_bits(steps.log_sums, whole.log_sums, n)) << H << ", " << n;
+    }
+  }
+}
+
 TYPED_TEST(FlashAttention, same_bits_for_any_number_of_threads) {
   const Problem<TypeParam> p(packed({300, 40, 170}), shape_of(4, 2, 16, 8));
   expect_same_for_threads([&](int threads) {
@@ -229,6 +256,25 @@ RC_GTEST_PROP(FlashAttentionProperty, random_shapes, ()) {
       for (std::int64_t c = 0; c < out.width; ++c) RC_ASSERT(std::abs(out(n, c) - want(n, c)) <= 1e-12);
   for (std::int64_t n = 0; n < out.rows; ++n)
     if (std::isnan(want(n, 0))) RC_ASSERT(std::isnan(out(n, 0)));
+}
+
+// Every instruction set that this program has for this CPU, forced; decoding steps (one query) included.
+TYPED_TEST(FlashAttention, instruction_sets) {
+  using T = TypeParam;
+  for (const std::string& name : instruction_sets()) {
+    SCOPED_TRACE(name);
+    force_instruction_set(name);
+    ASSERT_EQ(instruction_set_name(attention::instruction_set()), name);
+    const Problem<T> p({{0, 150, 0, 150}, {150, 1, 150, 230}, {151, 3, 380, 100}}, shape_of(6, 2, 19, 21), 3);
+    const auto o = p.forward();
+    const auto g = p.backward();
+    const auto want = p.definition();
+    expect_rows(o.out, want.out, 8 * kBound<T>, "out");
+    expect_rows(g.dq, want.dq, 30 * kBound<T>, "dq");
+    expect_rows(g.dk, want.dk, 30 * kBound<T>, "dk");
+    expect_rows(g.dv, want.dv, 30 * kBound<T>, "dv");
+  }
+  force_instruction_set("");
 }
 
 TEST(FlashAttention, errors) {

@@ -6,13 +6,14 @@
 
 #include "base/attention.hpp"
 #include "base/op_timer.hpp"
-#include "base/vector_math.hpp"
+#include "ops/standard_attention/kernel.hpp"
 
 namespace loglinear {
 namespace {
 
-using attention::Lags;
-using attention::Range;
+using standard_attention::Head;
+using standard_attention::kKeys;
+using standard_attention::kRows;
 
 // Where the probabilities of each sequence begin; one more at the end.
 std::vector<std::int64_t> offsets(const char* where, std::span<const AttentionSequence> sequences,
@@ -26,9 +27,40 @@ std::vector<std::int64_t> offsets(const char* where, std::span<const AttentionSe
   return at;
 }
 
-Range visible(const AttentionSequence& seq, const Lags& lags, std::int64_t query) {
-  const std::int64_t position = seq.k_count - seq.q_count + query;
-  return {std::max<std::int64_t>(0, position - lags.high), std::min(seq.k_count, position - lags.low + 1)};
+// All heads of all sequences, a group's one after the other.
+template <class T, class Fill>
+std::vector<Head<T>> heads_of(std::span<const AttentionSequence> sequences, const AttentionShape& shape,
+                              const attention::Inputs<T>& in, const Fill& fill) {
+  AttentionShape one = shape;  // a head is a group of one
+  one.heads = one.kv_heads = shape.heads;
+  const std::int64_t R = shape.heads / shape.kv_heads;
+  std::vector<Head<T>> heads;
+  for (std::size_t s = 0; s < sequences.size(); ++s)
+    for (std::int64_t h = 0; h < shape.heads; ++h) {
+      Head<T> head;
+      head.strip = attention::strip_of(in, sequences[s], one, h, attention::lags_of(shape));
+      head.strip.k += (h / R - h) * shape.key_width, head.strip.v += (h / R - h) * shape.value_width;
+      fill(head, s, h);
+      heads.push_back(head);
+    }
+  return heads;
+}
+
+// Pieces [first, last) of heads, the last ones first.
+struct Piece {
+  std::size_t head;
+  std::int64_t first, last;
+};
+template <class Body>
+void in_pieces(std::size_t heads, std::int64_t size, int threads, const auto& count, const Body& body) {
+  std::vector<Piece> pieces;
+  for (std::size_t h = 0; h < heads; ++h)
+    for (std::int64_t first = 0; first < count(h); first += size)
+      pieces.push_back({h, first, std::min(count(h), first + size)});
+  parallel_for(static_cast<std::int64_t>(pieces.size()), threads, [&](std::int64_t i) {
+    const Piece& p = pieces[pieces.size() - 1 - static_cast<std::size_t>(i)];
+    body(p.head, p.first, p.last);
+  });
 }
 
 }  // namespace
@@ -54,27 +86,16 @@ void standard_attention_forward(std::span<const AttentionSequence> sequences, co
   check_rows(where, "out", q_rows, H * V, out, out_stride);
   const std::vector<std::int64_t> at = offsets(where, sequences, shape);
   check_array(where, "probabilities", at.back(), probabilities);
-  const T scale = static_cast<T>(attention::scale_of(shape));
-  const Lags lags = attention::lags_of(shape);
-  for (std::size_t s = 0; s < sequences.size(); ++s) {
-    const AttentionSequence& seq = sequences[s];
-    parallel_for(H * seq.q_count, threads, [&](std::int64_t item) {
-      const std::int64_t h = item / seq.q_count, i = item % seq.q_count, group = h / (H / G);
-      const Range seen = visible(seq, lags, i);
-      T* row = probabilities + at[s] + item * seq.k_count;
-      const T* query = q + (seq.q_begin + i) * q_stride + h * K;
-      T* to = out + (seq.q_begin + i) * out_stride + h * V;
-      std::fill_n(row, seq.k_count, T(0));
-      std::fill_n(to, V, T(0));
-      for (std::int64_t j = seen.begin; j < seen.end; ++j)
-        row[j] = scale * vec::dot(K, query, k + (seq.k_begin + j) * k_stride + group * K);
-      const std::int64_t n = seen.end - seen.begin;
-      const T sum = vec::exp_sum(n, row + seen.begin, vec::max(n, row + seen.begin), row + seen.begin);
-      vec::scale(n, 1 / sum, row + seen.begin, row + seen.begin);
-      for (std::int64_t j = seen.begin; j < seen.end; ++j)
-        vec::add_scaled(V, row[j], v + (seq.k_begin + j) * v_stride + group * V, to);
-    });
-  }
+  const attention::Inputs<T> in{q, k, v, q_stride, k_stride, v_stride};
+  const std::vector<Head<T>> heads = heads_of(sequences, shape, in, [&](Head<T>& head, std::size_t s, std::int64_t h) {
+    head.probabilities = probabilities + at[s] + h * sequences[s].q_count * sequences[s].k_count;
+    head.out = out + sequences[s].q_begin * out_stride + h * V, head.out_stride = out_stride;
+  });
+  in_pieces(
+      heads.size(), kRows, threads, [&](std::size_t h) { return heads[h].strip.q_count; },
+      [&](std::size_t h, std::int64_t first, std::int64_t last) {
+        standard_attention::forward(heads[h], first, last);
+      });
 }
 
 template <class T>
@@ -97,39 +118,29 @@ void standard_attention_backward(std::span<const AttentionSequence> sequences, c
   check_rows(where, "dv", k_rows, G * V, dv, dv_stride);
   const std::vector<std::int64_t> at = offsets(where, sequences, shape);
   check_array(where, "probabilities", at.back(), probabilities);
-  const T scale = static_cast<T>(attention::scale_of(shape));
-  const Lags lags = attention::lags_of(shape);
-  parallel_for(static_cast<std::int64_t>(sequences.size()) * G, threads, [&](std::int64_t item) {
-    const std::size_t s = static_cast<std::size_t>(item / G);
-    const std::int64_t group = item % G;
+  const attention::Inputs<T> in{q, k, v, q_stride, k_stride, v_stride};
+  std::vector<T> means(static_cast<std::size_t>(q_rows * H));
+  const std::vector<Head<T>> heads = heads_of(sequences, shape, in, [&](Head<T>& head, std::size_t s, std::int64_t h) {
     const AttentionSequence& seq = sequences[s];
-    for (std::int64_t j = 0; j < seq.k_count; ++j) {
-      std::fill_n(dk + (seq.k_begin + j) * dk_stride + group * K, K, T(0));
-      std::fill_n(dv + (seq.k_begin + j) * dv_stride + group * V, V, T(0));
-    }
-    std::vector<T> dscores(static_cast<std::size_t>(seq.k_count));
-    for (std::int64_t h = group * (H / G); h < (group + 1) * (H / G); ++h)
-      for (std::int64_t i = 0; i < seq.q_count; ++i) {
-        const Range seen = visible(seq, lags, i);
-        const T* row = probabilities + at[s] + (h * seq.q_count + i) * seq.k_count;
-        const std::int64_t n = seq.q_begin + i;
-        const T* query = q + n * q_stride + h * K;
-        const T* dto = dout + n * dout_stride + h * V;
-        T* dquery = dq + n * dq_stride + h * K;
-        std::fill_n(dquery, K, T(0));
-        T mean = 0;
-        for (std::int64_t j = seen.begin; j < seen.end; ++j) {
-          dscores[j] = vec::dot(V, dto, v + (seq.k_begin + j) * v_stride + group * V);
-          mean += row[j] * dscores[j];
-        }
-        for (std::int64_t j = seen.begin; j < seen.end; ++j) {
-          const T dscore = scale * row[j] * (dscores[j] - mean);
-          vec::add_scaled(K, dscore, k + (seq.k_begin + j) * k_stride + group * K, dquery);
-          vec::add_scaled(K, dscore, query, dk + (seq.k_begin + j) * dk_stride + group * K);
-          vec::add_scaled(V, row[j], dto, dv + (seq.k_begin + j) * dv_stride + group * V);
-        }
-      }
+    head.probabilities = const_cast<T*>(probabilities) + at[s] + h * seq.q_count * seq.k_count;  // only read
+    head.dout = dout + seq.q_begin * dout_stride + h * V, head.dout_stride = dout_stride;
+    head.means = means.data() + h * q_rows + seq.q_begin;
+    head.dq = dq + seq.q_begin * dq_stride + h * K, head.dq_stride = dq_stride;
   });
+  in_pieces(
+      heads.size(), kRows, threads, [&](std::size_t h) { return heads[h].strip.q_count; },
+      [&](std::size_t h, std::int64_t first, std::int64_t last) {
+        standard_attention::backward_queries(heads[h], first, last);
+      });
+  const std::size_t R = static_cast<std::size_t>(H / G);
+  in_pieces(
+      heads.size() / R, kKeys, threads, [&](std::size_t g) { return heads[g * R].strip.k_count; },
+      [&](std::size_t g, std::int64_t first, std::int64_t last) {
+        const std::int64_t row = heads[g * R].strip.k_row, group = static_cast<std::int64_t>(g) % G;
+        standard_attention::backward_keys<T>(std::span(heads).subspan(g * R, R), first, last,
+                                             dk + row * dk_stride + group * K, dk_stride,
+                                             dv + row * dv_stride + group * V, dv_stride);
+      });
 }
 
 #define LOGLINEAR_STANDARD_ATTENTION(T)                                                                             \

@@ -1,6 +1,8 @@
 #include <gtest/gtest.h>
 
 #include "attention_testing.hpp"
+#include "base/attention.hpp"
+#include "base/cpu_features.hpp"
 #include "loglinear/standard_attention.hpp"
 
 namespace loglinear::testing {
@@ -135,6 +137,25 @@ TYPED_TEST(StandardAttention, nan_is_causal) {
         }
     }
   }
+}
+
+// Every instruction set that this program has for this CPU, forced; decoding steps (one query) included.
+TYPED_TEST(StandardAttention, instruction_sets) {
+  using T = TypeParam;
+  for (const std::string& name : instruction_sets()) {
+    SCOPED_TRACE(name);
+    force_instruction_set(name);
+    ASSERT_EQ(instruction_set_name(attention::instruction_set()), name);
+    const Problem<T> p({{0, 150, 0, 150}, {150, 1, 150, 230}, {151, 3, 380, 100}}, shape_of(6, 2, 19, 21), 3);
+    const auto o = p.forward();
+    const auto g = p.backward();
+    const auto want = p.definition();
+    expect_rows(o.out, want.out, 8 * kBound<T>, "out");
+    expect_rows(g.dq, want.dq, 30 * kBound<T>, "dq");
+    expect_rows(g.dk, want.dk, 30 * kBound<T>, "dk");
+    expect_rows(g.dv, want.dv, 30 * kBound<T>, "dv");
+  }
+  force_instruction_set("");
 }
 
 TEST(StandardAttention, errors) {
