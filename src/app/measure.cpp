@@ -44,7 +44,7 @@ Timing timing_of(std::vector<double> ms) {
   return t;
 }
 
-Timing time_calls(double seconds, const std::function<void()>& call) {
+Timing time_calls(double seconds, const std::function<void()>& call, const std::function<void(double)>& after) {
   std::vector<double> ms;
   const double begin = monotonic_seconds();
   for (;;) {
@@ -52,6 +52,7 @@ Timing time_calls(double seconds, const std::function<void()>& call) {
     call();
     const double now = monotonic_seconds(), spent = now - begin;
     ms.push_back(1e3 * (now - start));
+    if (after) after(ms.back());
     if (spent >= seconds && (ms.size() >= 3 || spent >= 3 * seconds)) return timing_of(std::move(ms));
   }
 }
@@ -61,6 +62,14 @@ void keep_one_heap() {
   mallopt(M_ARENA_MAX, 1);
 #endif
 }
+
+void BesidePeak::took(double rate) {
+  const double after = meter_.measure();
+  ratios_.push_back(rate / std::max(before_, after));
+  before_ = after;
+}
+
+double BesidePeak::percent() const { return 100 * timing_of(ratios_).median; }
 
 void release_memory() {
 #if defined(__GLIBC__)

@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/parallel.hpp"
+#include "base/peak.hpp"
 #include "base/random.hpp"
 
 namespace loglinear::app {
@@ -37,7 +38,24 @@ struct Timing {
 };
 Timing timing_of(std::vector<double> ms);
 // Calls `call` for about so many seconds, and at least three times unless that takes more than three times as long.
-Timing time_calls(double seconds, const std::function<void()>& call);
+// `after`, if there is one, gets the milliseconds of each.
+Timing time_calls(double seconds, const std::function<void()>& call, const std::function<void(double)>& after = {});
+
+// The part of a peak that calls reached, on a machine whose peak moves: measured before and after each of them, the
+// larger of the two counts.
+class BesidePeak {
+ public:
+  explicit BesidePeak(const PeakMeter& meter) : meter_(meter), before_(meter.measure()) {}
+  // After a call that did so many units a second.
+  void took(double rate);
+  // 100 times the median of rate over peak.
+  double percent() const;
+
+ private:
+  const PeakMeter& meter_;
+  double before_;
+  std::vector<double> ratios_;
+};
 
 // From here on all threads share one heap, if it is called before there are others: of those of threads the allocator
 // keeps what was freed resident, and a call that takes it again seems to take nothing.

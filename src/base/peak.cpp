@@ -10,8 +10,10 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <new>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "base/parallel.hpp"
@@ -79,31 +81,44 @@ namespace {
 // What a round of read_words takes at most: eight of the widest vectors that any instruction set has (256 bytes).
 constexpr std::int64_t kReadWords = 8 * 256 / 4;
 
-// The most units a second that `count` threads do together, where work(i, rounds) does `rounds` rounds on thread i and
-// returns its units. Runs last long enough for starting threads not to count, and no longer: on a busy machine some of
-// them then find the processors free.
-template <class Work>
-double best_rate(int count, double seconds, const Work& work) {
-  constexpr double kRun = 3e-3;
-  const auto seconds_of = [](const auto& body) {
-    const auto start = std::chrono::steady_clock::now();
-    body();
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  };
+// How long a run lasts: enough for starting threads not to count, and no longer: on a busy machine some runs then find
+// the processors free.
+constexpr double kRun = 3e-3;
+
+template <class F>
+double seconds_of(const F& body) {
+  const auto start = std::chrono::steady_clock::now();
+  body();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+template <class T, class Chain>
+auto chains(int threads, const Chain& chain) {
+  constexpr std::int64_t kLine = 64;  // sinks lie lines apart
+  auto sinks = std::make_shared<std::vector<T>>(static_cast<std::size_t>(threads * kLine));
+  for (std::size_t i = 0; i < sinks->size(); ++i) (*sinks)[i] = T(1) / static_cast<T>(i + 1);
+  return [=](std::int64_t i, std::int64_t rounds) { return chain(1000 * rounds, sinks->data() + i * kLine); };
+}
+
+}  // namespace
+
+PeakMeter::PeakMeter(int threads, Work work) : threads_(threads), work_(std::move(work)) {
   // One thread, and the shortest of three: a thread may be away for longer than all of its work takes.
-  std::int64_t rounds = 1;
-  for (double shortest = 0; rounds < std::int64_t{1} << 40; rounds *= 2) {
+  for (double shortest = 0; rounds_ < std::int64_t{1} << 40; rounds_ *= 2) {
     for (int i = 0; i < 3; ++i) {
-      const double elapsed = seconds_of([&] { work(0, rounds); });
+      const double elapsed = seconds_of([&] { work_(0, rounds_); });
       shortest = i ? std::min(shortest, elapsed) : elapsed;
     }
     if (shortest >= kRun / 2) break;
   }
-  std::vector<double> done(static_cast<std::size_t>(count));
+}
+
+double PeakMeter::measure(double seconds) const {
+  std::vector<double> done(static_cast<std::size_t>(threads_));
   double best = 0, spent = 0;
-  for (int i = 0; i < 5 || spent < seconds; ++i) {
+  for (int i = 0; i < 3 || spent < seconds; ++i) {
     const double elapsed = seconds_of([&] {
-      parallel_for(count, count, [&](std::int64_t t) { done[static_cast<std::size_t>(t)] = work(t, rounds); });
+      parallel_for(threads_, threads_, [&](std::int64_t t) { done[static_cast<std::size_t>(t)] = work_(t, rounds_); });
     });
     spent += elapsed;
     best = std::max(best, std::accumulate(done.begin(), done.end(), 0.0) / elapsed);
@@ -111,46 +126,38 @@ double best_rate(int count, double seconds, const Work& work) {
   return best;
 }
 
-template <class T, class Chain>
-double fma_peak(int count, double seconds, const Chain& chain) {
-  constexpr std::int64_t kLine = 64;  // sinks lie lines apart
-  std::vector<T> sinks(static_cast<std::size_t>(count * kLine));
-  for (std::size_t i = 0; i < sinks.size(); ++i) sinks[i] = T(1) / static_cast<T>(i + 1);
-  return best_rate(count, seconds,
-                   [&](std::int64_t i, std::int64_t rounds) { return chain(1000 * rounds, &sinks[i * kLine]); });
-}
-
-}  // namespace
-
-double measure_fma_peak(int threads, DType dtype, double seconds) {
+PeakMeter PeakMeter::multiply_adds(int threads, DType dtype) {
   const int count = thread_count(threads);
   if (dtype == DType::f64)
-    return fma_peak<double>(count, seconds, [](std::int64_t rounds, double* sink) {
-      return HWY_DYNAMIC_DISPATCH(multiply_adds_f64)(rounds, sink);
-    });
-  return fma_peak<float>(count, seconds, [](std::int64_t rounds, float* sink) {
-    return HWY_DYNAMIC_DISPATCH(multiply_adds_f32)(rounds, sink);
-  });
+    return {count, chains<double>(count, [](std::int64_t rounds, double* sink) {
+              return HWY_DYNAMIC_DISPATCH(multiply_adds_f64)(rounds, sink);
+            })};
+  return {count, chains<float>(count, [](std::int64_t rounds, float* sink) {
+            return HWY_DYNAMIC_DISPATCH(multiply_adds_f32)(rounds, sink);
+          })};
 }
 
-double measure_read_bandwidth(int threads, std::int64_t bytes, double seconds) {
+PeakMeter PeakMeter::reads(int threads, std::int64_t bytes) {
   const int count = thread_count(threads);
   const std::int64_t words = std::max<std::int64_t>(1, bytes / 4 / kReadWords) * kReadWords;
-  std::vector<hwy::AlignedFreeUniquePtr<std::uint32_t[]>> buffers(static_cast<std::size_t>(count));
+  struct Buffer {
+    hwy::AlignedFreeUniquePtr<std::uint32_t[]> words;
+    std::uint32_t sum = 0;
+  };
+  auto buffers = std::make_shared<std::vector<Buffer>>(static_cast<std::size_t>(count));
   parallel_for(count, count, [&](std::int64_t i) {
-    auto& buffer = buffers[static_cast<std::size_t>(i)];
+    auto& buffer = (*buffers)[static_cast<std::size_t>(i)].words;
     buffer = hwy::AllocateAligned<std::uint32_t>(static_cast<std::size_t>(words));
     if (!buffer) throw std::bad_alloc();
     std::fill_n(buffer.get(), words, 1u);  // pages that were never written are all one page of zeros
   });
   // A run takes at least a few microseconds even when a buffer lies in the first level.
   const std::int64_t least = std::max<std::int64_t>(1, (1 << 16) / words);
-  std::vector<std::uint32_t> sums(static_cast<std::size_t>(count));
-  return best_rate(count, seconds, [&](std::int64_t i, std::int64_t rounds) {
-    const std::size_t at = static_cast<std::size_t>(i);
-    sums[at] += HWY_DYNAMIC_DISPATCH(read_words)(rounds * least, buffers[at].get(), words);
-    return static_cast<double>(rounds * least * words * 4);
-  });
+  return {count, [=](std::int64_t i, std::int64_t rounds) {
+            Buffer& buffer = (*buffers)[static_cast<std::size_t>(i)];
+            buffer.sum += HWY_DYNAMIC_DISPATCH(read_words)(rounds * least, buffer.words.get(), words);
+            return static_cast<double>(rounds * least * words * 4);
+          }};
 }
 
 }  // namespace loglinear

@@ -253,12 +253,16 @@ void take(Row& row, const Timing& t) {
   row.ms = t.median, row.ms_min = t.min, row.ms_max = t.max, row.ms_mean = t.mean;
 }
 
-// Times the calls and takes the most memory that was resident during them.
+// Times calls that do so many useful multiply-adds and takes the most memory that was resident during them.
 template <class Call>
-void time_and_weigh(const OpCase& c, Row& row, const Call& call) {
+void time_and_weigh(const OpCase& c, double work, Row& row, const Call& call) {
   release_memory();
+  const PeakMeter meter = PeakMeter::multiply_adds(c.threads, c.dtype);
   const bool counted = c.resident_before >= 0 && reset_peak_resident();
-  take(row, time_calls(c.seconds, call));
+  BesidePeak peak(meter);
+  take(row, time_calls(c.seconds, call, [&](double ms) { peak.took(2e3 * work / ms); }));
+  row.gflops = 2e-6 * work / row.ms;
+  row.percent = peak.percent(), row.peak_gflops = 100 * row.gflops / row.percent;
   if (const std::int64_t peak = peak_resident_bytes(); counted && peak >= 0)
     row.peak_bytes = static_cast<double>(std::max<std::int64_t>(0, peak - c.resident_before));
   row.tokens_per_s = static_cast<double>(c.shape.B * c.shape.T) / (1e-3 * row.ms);
@@ -307,8 +311,7 @@ Row forward(const OpCase& c) {
     row.state_bytes = bytes_of(states);
   }
   row.argument_bytes = forward_bytes(c);
-  time_and_weigh(c, row, [&] { log_linear::forward(a); });
-  row.gflops = 2e-6 * useful_work(c.rule, s) / row.ms;
+  time_and_weigh(c, useful_work(c.rule, s), row, [&] { log_linear::forward(a); });
   return row;
 }
 
@@ -344,8 +347,7 @@ Row backward(const OpCase& c) {
     row.state_bytes = bytes_of(states);
   }
   row.argument_bytes = backward_bytes(c);
-  time_and_weigh(c, row, [&] { log_linear::backward(a); });
-  row.gflops = 2 * 2e-6 * useful_work(c.rule, s) / row.ms;
+  time_and_weigh(c, 2 * useful_work(c.rule, s), row, [&] { log_linear::backward(a); });
   return row;
 }
 
@@ -390,27 +392,35 @@ Row step(const OpCase& c) {
             1);
   }
 
+  Row row = row_of(c, "step");
+  states.clear();
+  states = states_at(c, dtype, s.B);
+  row.state_bytes = bytes_of(states);
+  const Bandwidth& level = c.peaks->level_of(row.state_bytes);
+  const PeakMeter meter = PeakMeter::reads(c.threads, level.buffer);
+  BesidePeak peak(meter);
   std::vector<double> ms, rate;
   double bytes = 0, spent = 0;
-  Row row = row_of(c, "step");
   while (spent < 1e3 * c.seconds || ms.empty()) {
-    states.clear();
-    states = states_at(c, dtype, s.B);
-    if (ms.empty()) row.state_bytes = bytes_of(states);
+    if (!ms.empty()) states.clear(), states = states_at(c, dtype, s.B);
+    const std::size_t before = rate.size();
     for (std::int64_t t = 0; t < kSteps; ++t) {
       const log_linear::StepArgs args = step_at(t);
       const double live = bytes_of(states), start = monotonic_seconds();
       log_linear::step(args);
       const double elapsed = 1e3 * (monotonic_seconds() - start);
-      ms.push_back(elapsed), rate.push_back(1e-6 * live / elapsed);
+      ms.push_back(elapsed), rate.push_back(1e3 * live / elapsed);
       bytes += live, spent += elapsed;
     }
+    peak.took(timing_of({rate.begin() + static_cast<std::ptrdiff_t>(before), rate.end()}).median);
   }
   row.shape.T = 1;
   row.position = c.position;
   row.live_bytes = bytes / static_cast<double>(ms.size());
   take(row, timing_of(std::move(ms)));
-  row.gbs = timing_of(std::move(rate)).median;
+  row.gbs = 1e-9 * timing_of(std::move(rate)).median;
+  row.memory = level.name;
+  row.percent = peak.percent(), row.peak_gbs = 100 * row.gbs / row.percent;
   row.gflops = 2e-6 * useful_step_work(c.rule, s, std::popcount(static_cast<std::uint64_t>(c.position))) / row.ms;
   row.tokens_per_s = static_cast<double>(s.B) / (1e-3 * row.ms_mean);
   return row;

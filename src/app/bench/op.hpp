@@ -17,6 +17,7 @@ struct OpCase {
   double seconds = 1;    // of timing
   double tolerance = 1;  // factor on the bounds of docs/numerics.md
   std::int64_t resident_before = -1;
+  const Peaks* peaks = nullptr;  // of the run; steps ask it which level of memory they are read from
 };
 
 // States are made from dense matrices, one for every set bit of the position: no bit below the longest chunk may be
@@ -36,7 +37,7 @@ double step_bytes(const OpCase& c);
 //                      earlier token reaches; and every gradient of a call of its own on the first tokens
 //   measure_step       the definition in float64 from the same state, over more steps than a chunk has tokens
 //
-// and otherwise the row without what the peaks have to add.
+// and otherwise the row.
 Row measure_forward(const OpCase& c);
 Row measure_backward(const OpCase& c);
 Row measure_step(const OpCase& c);

@@ -37,6 +37,7 @@ struct Bandwidth {
   std::string name;           // "L1", "L2", "L3", "DRAM"
   double capacity = kAbsent;  // bytes that the threads have of it together; infinite for DRAM
   double bytes_per_second = 0;
+  std::int64_t buffer = 0;  // bytes that each thread read to find out
 };
 
 // What the machine can do, measured in the run.
@@ -66,7 +67,9 @@ struct Row {
   double gflops = kAbsent, peak_gflops = kAbsent;  // useful work; of a model what its dense products reach
   double gbs = kAbsent, peak_gbs = kAbsent;        // live states over time, and what `memory` allows
   std::string memory;
-  double percent = kAbsent;     // of peak_gbs for steps, else of peak_gflops
+  // Of peak_gbs for steps, else of peak_gflops. Of the operator: the median over the calls of their speed over the peak
+  // measured beside each, and the peak is what gives that percent of the median speed.
+  double percent = kAbsent;
   double live_bytes = kAbsent;  // of steps: live states on average, which memory has to hold
   double state_bytes = kAbsent, argument_bytes = kAbsent, peak_bytes = kAbsent;
   double tokens_per_s = kAbsent, parameters = kAbsent;

@@ -49,7 +49,8 @@ std::vector<Bandwidth> measure_memory(int threads, double seconds) {
   const std::vector<CacheLevel> levels = cache_levels();
   std::vector<Bandwidth> memory;
   const auto add = [&](std::string name, double capacity, std::int64_t bytes_per_thread) {
-    memory.push_back({std::move(name), capacity, measure_read_bandwidth(threads, bytes_per_thread, seconds)});
+    memory.push_back(
+        {std::move(name), capacity, measure_read_bandwidth(threads, bytes_per_thread, seconds), bytes_per_thread});
   };
   std::int64_t inner = 0;  // bytes a thread has in the level before
   for (const CacheLevel& level : levels) {
@@ -125,10 +126,8 @@ class Run {
       started(name_of_case(item.c, item.form));
       item.c.resident_before = resident;
       try {
-        Row row = item.measure(item.c);
-        // A machine that others use as well is not equally fast all the time: the most that it did so far in this run.
-        peaks_.fma = std::max(peaks_.fma, measure_fma_peak(peaks_.threads, s_.dtype, std::min(s_.seconds, 0.1)));
-        add(std::move(row));
+        item.c.peaks = &peaks_;
+        add(item.measure(item.c));
       } catch (const WrongResult& wrong) {
         ++outcome_.wrong;
         if (hooks_.wrong) hooks_.wrong(name_of_case(item.c, item.form) + ": the result is wrong: " + wrong.what());
@@ -141,7 +140,10 @@ class Run {
         c.threads = s_.threads;
         c.seconds = s_.seconds;
         c.seed = static_cast<std::uint64_t>(s_.seed);
-        for (Row& row : measure_model(c)) add(std::move(row));
+        for (Row& row : measure_model(c)) {
+          if (std::isfinite(row.gflops)) row.percent = 100 * row.gflops / (1e-9 * peaks_.fma);
+          add(std::move(row));
+        }
       }
     return std::move(outcome_);
   }
@@ -197,15 +199,7 @@ class Run {
     if (hooks_.started) hooks_.started(what);
   }
   void add(Row row) {
-    row.peak_gflops = 1e-9 * peaks_.fma;
-    if (row.form == "step") {
-      const Bandwidth& level = peaks_.level_of(row.live_bytes);
-      row.memory = level.name;
-      row.peak_gbs = 1e-9 * level.bytes_per_second;
-      row.percent = 100 * row.gbs / row.peak_gbs;
-    } else if (std::isfinite(row.gflops)) {
-      row.percent = 100 * row.gflops / row.peak_gflops;
-    }
+    if (!std::isfinite(row.peak_gflops)) row.peak_gflops = 1e-9 * peaks_.fma;
     if (hooks_.row) hooks_.row(row);
     outcome_.rows.push_back(std::move(row));
   }
