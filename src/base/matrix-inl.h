@@ -45,10 +45,14 @@ struct Epilogue {
   Part part = Part::full;
 };
 
+// A tile of C has as many rows, for its width in vectors, as leave its sums, the vectors of B and one of A in
+// registers; kTileVectors is the widest.
 #if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL || HWY_TARGET == HWY_NEON
-inline constexpr int kTileRows = 6, kTileVectors = 4;  // 32 registers: 24 sums, 4 of B, 1 of A
+inline constexpr int kTileVectors = 4;  // of 32 registers: 24 sums, 4 of B, 1 of A
+constexpr int tile_rows(int) { return 6; }
 #else
-inline constexpr int kTileRows = 6, kTileVectors = 2;  // 16 registers: 12 sums, 2 of B, 1 of A
+inline constexpr int kTileVectors = 3;  // of 16 registers: 12 sums, 3 of B, 1 of A
+constexpr int tile_rows(int vectors) { return vectors == 3 ? 4 : 6; }
 #endif
 
 // The diagonal block of a triangular A, row by row.
@@ -72,6 +76,31 @@ HWY_INLINE void product_diagonal(const T* a, std::int64_t a_row, std::int64_t a_
   }
 }
 
+// sum += A B for the columns [first, last) of A.
+template <class T, class Vec, int Rows, int Vectors>
+HWY_INLINE void product_columns(std::int64_t first, std::int64_t last, const T* HWY_RESTRICT a, std::int64_t a_row,
+                                std::int64_t a_col, const T* HWY_RESTRICT b, std::int64_t ldb,
+                                Vec (&sum)[Rows][Vectors]) {
+  const Lanes<T> d;
+  const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
+  a += first * a_col;
+  b += first * ldb;
+#pragma GCC unroll 4
+  for (std::int64_t k = first; k < last; ++k) {
+    Vec bk[Vectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) bk[j] = hn::LoadU(d, b + j * N);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      const Vec ak = hn::Set(d, a[r * a_row]);
+#pragma GCC unroll 4
+      for (int j = 0; j < Vectors; ++j) sum[r][j] = hn::MulAdd(ak, bk[j], sum[r][j]);
+    }
+    a += a_col;
+    b += ldb;
+  }
+}
+
 // One tile: Rows x (Vectors * lanes) of C at row m.
 template <class T, int Rows, int Vectors>
 HWY_INLINE void product_tile(std::int64_t m, std::int64_t K, const T* HWY_RESTRICT a, std::int64_t a_row,
@@ -87,64 +116,50 @@ HWY_INLINE void product_tile(std::int64_t m, std::int64_t K, const T* HWY_RESTRI
     for (int j = 0; j < Vectors; ++j) sum[r][j] = hn::Zero(d);
 
   a += m * a_row;
-  std::int64_t first = 0, last = K;
-  if (e.part == Part::lower_a) last = m;
-  if (e.part == Part::upper_a) {
-    product_diagonal<false>(a + m * a_col, a_row, a_col, b + m * ldb, ldb, sum);
-    first = m + Rows;
-  }
-  const T* ak_ptr = a + first * a_col;
-  const T* bk_ptr = b + first * ldb;
-  for (std::int64_t k = first; k < last; ++k) {
-    Vec bk[Vectors];
-#pragma GCC unroll 4
-    for (int j = 0; j < Vectors; ++j) bk[j] = hn::LoadU(d, bk_ptr + j * N);
-#pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) {
-      const Vec ak = hn::Set(d, ak_ptr[r * a_row]);
-#pragma GCC unroll 4
-      for (int j = 0; j < Vectors; ++j) sum[r][j] = hn::MulAdd(ak, bk[j], sum[r][j]);
-    }
-    ak_ptr += a_col;
-    bk_ptr += ldb;
-  }
+  if (e.part == Part::upper_a) product_diagonal<false>(a + m * a_col, a_row, a_col, b + m * ldb, ldb, sum);
+  product_columns(e.part == Part::upper_a ? m + Rows : 0, e.part == Part::lower_a ? m : K, a, a_row, a_col, b, ldb,
+                  sum);
   if (e.part == Part::lower_a) product_diagonal<true>(a + m * a_col, a_row, a_col, b + m * ldb, ldb, sum);
 
   c += m * ldc;
-  const auto store = [&]<bool kAdd>() HWY_ATTR {
-    const Vec beta = hn::Set(d, e.beta);
+  const Vec beta = hn::Set(d, e.beta);
 #pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) {
-      const Vec scale = hn::Set(d, e.row_scale ? e.alpha * e.row_scale[m + r] : e.alpha);
+  for (int r = 0; r < Rows; ++r) {
+    const Vec scale = hn::Set(d, e.row_scale ? e.alpha * e.row_scale[m + r] : e.alpha);
 #pragma GCC unroll 4
-      for (int j = 0; j < Vectors; ++j) {
-        T* to = c + r * ldc + j * N;
-        const Vec value = hn::Mul(scale, sum[r][j]);
-        hn::StoreU(kAdd ? hn::MulAdd(beta, hn::LoadU(d, to), value) : value, d, to);
-      }
-    }
-  };
-  e.beta == T(0) ? store.template operator()<false>() : store.template operator()<true>();
+    for (int j = 0; j < Vectors; ++j) sum[r][j] = hn::Mul(scale, sum[r][j]);
+  }
+  if (e.beta != T(0))
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+      for (int j = 0; j < Vectors; ++j) sum[r][j] = hn::MulAdd(beta, hn::LoadU(d, c + r * ldc + j * N), sum[r][j]);
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) hn::StoreU(sum[r][j], d, c + r * ldc + j * N);
 }
 
-// Rows [m, m + rows) of C, columns [n, n + Vectors * lanes).
+// Columns of C as wide as `Vectors` vectors, rows from m on: tiles, and a lower one at the end.
 template <class T, int Vectors>
-HWY_INLINE void product_rows(std::int64_t m, std::int64_t rows, std::int64_t K, const T* a, std::int64_t a_row,
-                             std::int64_t a_col, const T* b, std::int64_t ldb, T* c, std::int64_t ldc,
-                             const Epilogue<T>& e) {
-  static_assert(kTileRows == 6);
-  switch (rows) {
-    case 6:
-      return product_tile<T, 6, Vectors>(m, K, a, a_row, a_col, b, ldb, c, ldc, e);
+HWY_NOINLINE void product_panel(std::int64_t m, std::int64_t M, std::int64_t K, const T* a, std::int64_t a_row,
+                                std::int64_t a_col, const T* b, std::int64_t ldb, T* c, std::int64_t ldc,
+                                const Epilogue<T>& e) {
+  constexpr int kRows = tile_rows(Vectors);
+  static_assert(kRows == 4 || kRows == 6);
+  for (; m + kRows <= M; m += kRows) product_tile<T, kRows, Vectors>(m, K, a, a_row, a_col, b, ldb, c, ldc, e);
+  switch (M - m) {
     case 5:
-      return product_tile<T, 5, Vectors>(m, K, a, a_row, a_col, b, ldb, c, ldc, e);
+      if constexpr (kRows > 5) product_tile<T, 5, Vectors>(m, K, a, a_row, a_col, b, ldb, c, ldc, e);
+      break;
     case 4:
-      return product_tile<T, 4, Vectors>(m, K, a, a_row, a_col, b, ldb, c, ldc, e);
+      if constexpr (kRows > 4) product_tile<T, 4, Vectors>(m, K, a, a_row, a_col, b, ldb, c, ldc, e);
+      break;
     case 3:
       return product_tile<T, 3, Vectors>(m, K, a, a_row, a_col, b, ldb, c, ldc, e);
     case 2:
       return product_tile<T, 2, Vectors>(m, K, a, a_row, a_col, b, ldb, c, ldc, e);
-    default:
+    case 1:
       return product_tile<T, 1, Vectors>(m, K, a, a_row, a_col, b, ldb, c, ldc, e);
   }
 }
@@ -154,30 +169,20 @@ HWY_INLINE void product_rows(std::int64_t m, std::int64_t rows, std::int64_t K, 
 // computed like the others and mean nothing. Every entry is one sum over k in order, so it does not depend on the tile
 // that it falls into.
 template <class T>
-HWY_NOINLINE void product(std::int64_t M, std::int64_t N, std::int64_t K, const T* a, std::int64_t a_row,
-                          std::int64_t a_col, const T* b, std::int64_t ldb, T* c, std::int64_t ldc,
-                          const Epilogue<T>& e = {}) {
-  const std::int64_t lanes = static_cast<std::int64_t>(hn::Lanes(Lanes<T>())), end = (N + lanes - 1) / lanes * lanes;
-  const auto panel = [&]<int Vectors>(std::int64_t n, std::int64_t m0, std::int64_t m1) HWY_ATTR {
-    for (std::int64_t m = m0; m < m1; m += kTileRows)
-      product_rows<T, Vectors>(m, std::min<std::int64_t>(kTileRows, m1 - m), K, a, a_row, a_col, b + n, ldb, c + n, ldc,
-                               e);
-  };
-  // Panels of columns from n to `last` over rows [m0, m1).
-  const auto panels = [&](std::int64_t last, std::int64_t m0, std::int64_t m1) HWY_ATTR {
-    std::int64_t n = 0;
-    for (; n + kTileVectors * lanes <= last; n += kTileVectors * lanes)
-      panel.template operator()<kTileVectors>(n, m0, m1);
-    if constexpr (kTileVectors == 4) {
-      if (n + 3 * lanes == last) return panel.template operator()<3>(n, m0, m1);
-      if (n + 2 * lanes == last) return panel.template operator()<2>(n, m0, m1);
-    }
-    if (n < last) panel.template operator()<1>(n, m0, m1);
-  };
-  if (e.part != Part::lower_c) return panels(end, 0, M);
-  for (std::int64_t m = 0; m < M; m += kTileRows) {
-    const std::int64_t m1 = std::min(M, m + kTileRows);
-    panels(std::min(end, (m1 + lanes - 1) / lanes * lanes), m, m1);
+void product(std::int64_t M, std::int64_t N, std::int64_t K, const T* a, std::int64_t a_row, std::int64_t a_col,
+             const T* b, std::int64_t ldb, T* c, std::int64_t ldc, const Epilogue<T>& e = {}) {
+  const std::int64_t lanes = static_cast<std::int64_t>(hn::Lanes(Lanes<T>()));
+  for (std::int64_t n = 0, left = (N + lanes - 1) / lanes; left > 0;) {  // columns done, vectors to do
+    // As wide as can be, but no single vector at the end where two narrower panels do.
+    const std::int64_t width = left == kTileVectors + 1 ? kTileVectors - 1 : std::min<std::int64_t>(left, kTileVectors);
+    // Rows above the first column have nothing of the lower triangle.
+    const std::int64_t m = e.part == Part::lower_c ? std::min(n, M) : 0;
+    if constexpr (kTileVectors == 4)
+      if (width == 4) product_panel<T, 4>(m, M, K, a, a_row, a_col, b + n, ldb, c + n, ldc, e);
+    if (width == 3) product_panel<T, 3>(m, M, K, a, a_row, a_col, b + n, ldb, c + n, ldc, e);
+    if (width == 2) product_panel<T, 2>(m, M, K, a, a_row, a_col, b + n, ldb, c + n, ldc, e);
+    if (width == 1) product_panel<T, 1>(m, M, K, a, a_row, a_col, b + n, ldb, c + n, ldc, e);
+    n += width * lanes, left -= width;
   }
 }
 
