@@ -214,9 +214,10 @@ void backward_checked(const BackwardArgs& args) {
 
   // dq and dk of a group are sums over its heads. A range of heads adds up in its scratch memory, ranges write a buffer
   // each and are added in order: the cut depends on the shapes alone, so the sum does not depend on the number of
-  // threads.
+  // threads. Ranges of four heads and more: what a range does for all of its heads costs it as much as one and a half
+  // live states of a head.
   const std::int64_t heads = s.H / s.G;
-  const std::int64_t per_range = std::min(heads, std::max<std::int64_t>(2, (heads + 7) / 8)),
+  const std::int64_t per_range = std::min(heads, std::max<std::int64_t>(4, (heads + 7) / 8)),
                      ranges = (heads + per_range - 1) / per_range;
   const std::size_t element = size_of(s.state_dtype);
   const bool direct = ranges == 1;
