@@ -1,4 +1,4 @@
-// The kernels of quasi-linear attention: docs/algorithm.md, section 9.
+// The kernels of quasi-linear attention: docs/algorithm.md, section 12.
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/quasi_linear/cpu.cpp"
