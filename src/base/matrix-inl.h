@@ -50,9 +50,13 @@ struct Epilogue {
 #if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL || HWY_TARGET == HWY_NEON
 inline constexpr int kTileVectors = 4;  // of 32 registers: 24 sums, 4 of B, 1 of A
 constexpr int tile_rows(int) { return 6; }
+#undef LOGLINEAR_WIDEST_PANEL
+#define LOGLINEAR_WIDEST_PANEL(how, T) LOGLINEAR_PRODUCT_PANEL(how, T, 4)
 #else
 inline constexpr int kTileVectors = 3;  // of 16 registers: 12 sums, 3 of B, 1 of A
 constexpr int tile_rows(int vectors) { return vectors == 3 ? 4 : 6; }
+#undef LOGLINEAR_WIDEST_PANEL
+#define LOGLINEAR_WIDEST_PANEL(how, T)
 #endif
 
 // The diagonal block of a triangular A, row by row.
@@ -163,6 +167,18 @@ HWY_NOINLINE void product_panel(std::int64_t m, std::int64_t M, std::int64_t K, 
       return product_tile<T, 1, Vectors>(m, K, a, a_row, a_col, b, ldb, c, ldc, e);
   }
 }
+
+// Every operator multiplies with these: src/base/matrix.cpp compiles them, once for all.
+#define LOGLINEAR_PRODUCT_PANEL(how, T, vectors)                                                                     \
+  how void product_panel<T, vectors>(std::int64_t, std::int64_t, std::int64_t, const T*, std::int64_t, std::int64_t, \
+                                     const T*, std::int64_t, T*, std::int64_t, const Epilogue<T>&);
+#define LOGLINEAR_PRODUCT_PANELS_OF(how, T) \
+  LOGLINEAR_PRODUCT_PANEL(how, T, 1)        \
+  LOGLINEAR_PRODUCT_PANEL(how, T, 2)        \
+  LOGLINEAR_PRODUCT_PANEL(how, T, 3)        \
+  LOGLINEAR_WIDEST_PANEL(how, T)
+#define LOGLINEAR_PRODUCT_PANELS(how) LOGLINEAR_PRODUCT_PANELS_OF(how, float) LOGLINEAR_PRODUCT_PANELS_OF(how, double)
+LOGLINEAR_PRODUCT_PANELS(extern template)
 
 // C (M, N) = beta C + alpha diag(row_scale) A B for A (M, K) at a[m * a_row + k * a_col] (any strides: a transpose
 // costs nothing), B (K, N) and C (M, N) row-major with rows padded to whole vectors (kPad): padding columns are
