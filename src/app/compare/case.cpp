@@ -84,9 +84,10 @@ void Tokens::reserve(std::int64_t T) {
 double Tokens::bytes(std::int64_t T) const { return 4.0 * static_cast<double>(T * H) * static_cast<double>(5 * W + 2); }
 
 std::unique_ptr<Case> make_case(const Mechanism& m, const Tokens& tokens, std::int64_t T, int threads) {
-  for (const auto make : {make_log_linear_case, make_attention_case, make_mosa_case, make_quasi_linear_case})
+  for (const auto make :
+       {make_log_linear_case, make_attention_case, make_mosa_case, make_adamas_case, make_quasi_linear_case})
     if (auto made = make(m, tokens, T, threads)) return made;
-  return nullptr;
+  fail("compare", "nothing measures {}", m.name);
 }
 
 double check_rows(const Case& c, std::int64_t first, bool steps, int rows, double tolerance) {

@@ -118,6 +118,7 @@ std::unique_ptr<Case> make_case(const Mechanism& m, const Tokens& tokens, std::i
 // Each file of cases makes those that it knows, null for the others.
 std::unique_ptr<Case> make_log_linear_case(const Mechanism& m, const Tokens& tokens, std::int64_t T, int threads);
 std::unique_ptr<Case> make_attention_case(const Mechanism& m, const Tokens& tokens, std::int64_t T, int threads);
+std::unique_ptr<Case> make_adamas_case(const Mechanism& m, const Tokens& tokens, std::int64_t T, int threads);
 std::unique_ptr<Case> make_mosa_case(const Mechanism& m, const Tokens& tokens, std::int64_t T, int threads);
 std::unique_ptr<Case> make_quasi_linear_case(const Mechanism& m, const Tokens& tokens, std::int64_t T, int threads);
 

@@ -22,9 +22,9 @@ std::int64_t before_last(const Sizes& s) { return std::max<std::int64_t>(0, s.T 
 double cache_of_all(const Sizes& s) { return cache_bytes(s, before_last(s)); }
 double cache_of_window(const Sizes& s) { return cache_bytes(s, std::min(before_last(s), kWindow - 1)); }
 
-// Keys, values and two bits for each element of a key, in blocks of 32 tokens.
+// Keys, values and two bits for each element of a key, in blocks of 128 tokens.
 double cache_and_codes(const Sizes& s) {
-  return cache_of_all(s) + static_cast<double>((before_last(s) + 31) / 32 * 32 * s.H * ((s.W + 3) / 4));
+  return cache_of_all(s) + static_cast<double>((before_last(s) + 127) / 128 * 128 * s.H * ((s.W + 3) / 4));
 }
 
 double one_matrix(const Sizes& s) { return 4.0 * static_cast<double>(s.H * s.W * s.W); }

@@ -128,8 +128,6 @@ class Run {
     for (const Mechanism& m : mechanisms())
       if (s_.mechanisms.empty() || std::find(s_.mechanisms.begin(), s_.mechanisms.end(), m.name) != s_.mechanisms.end())
         chosen_.push_back(&m);
-    tokens_.reserve(1);
-    std::erase_if(chosen_, [&](const Mechanism* m) { return !make_case(*m, tokens_, 1, 1); });
     if (!std::has_single_bit(static_cast<std::uint64_t>(s_.width))) {
       if (!s_.mechanisms.empty() && std::erase_if(chosen_, needs_power_of_two) > 0)
         fail_usage(kWhere, "--width: adamas needs a power of two, got {}", s_.width);
