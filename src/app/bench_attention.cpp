@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "base/parallel.hpp"
 #include "base/peak.hpp"
 #include "base/random.hpp"
 #include "loglinear/flash_attention.hpp"
@@ -186,9 +187,9 @@ void run(benchmark::State& state, const Case& c) {
 }
 
 void add(const std::string& name, const Case& c) {
-  benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) { run(state, c); })
-      ->UseRealTime()
-      ->Unit(benchmark::kMillisecond);
+  auto* const registered = benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) { run(state, c); });
+  registered->Unit(benchmark::kMillisecond);
+  if (thread_count(0) > 1) registered->UseRealTime();
 }
 
 void register_all() {
