@@ -195,11 +195,12 @@ void add(const std::string& name, const Case& c) {
 void register_all() {
   for (bool backward : {false, true}) {
     const std::string pass = backward ? "backward/" : "forward/";
-    for (std::int64_t T : {1024, 4096, 16384}) {
+    for (std::int64_t T : {128, 256, 512, 1024, 4096, 16384}) {
       Case c;
       c.T = c.q_count = T, c.backward = backward;
       c.kind = Kind::flash;
       add("flash/" + pass + std::to_string(T), c);
+      if (T < 1024) continue;
       c.kind = Kind::sparse;
       c.pattern = {256, 0};
       add("sliding_window_256/" + pass + std::to_string(T), c);

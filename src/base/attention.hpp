@@ -119,6 +119,7 @@ Strip<T> strip_of(const Inputs<T>& in, const AttentionSequence& seq, const Atten
   strip.q_row = seq.q_begin + residue + strip.offset * step - before;
   const auto in_steps = [&](std::int64_t lag) { return std::abs(lag) == Lags::kUnbounded ? lag : lag / step; };
   strip.lags = {in_steps(lags.low + (lags.low > 0 ? step - 1 : 0)), in_steps(lags.high)};
+  if (strip.k_count == 0) return strip;
   strip.k = in.k + strip.k_row * in.k_stride + group * K, strip.k_stride = in.k_stride * step;
   strip.v = in.v + strip.k_row * in.v_stride + group * V, strip.v_stride = in.v_stride * step;
   if (strip.q_count > 0) strip.q = in.q + strip.q_row * in.q_stride + group * R * K;

@@ -56,17 +56,21 @@ void flash_attention_backward(std::span<const AttentionSequence> sequences, cons
 
   const attention::Inputs<T> in{q, k, v, q_stride, k_stride, v_stride};
   std::vector<attention::StripAdjoint<T>> strips;
-  for (const AttentionSequence& seq : sequences)
+  for (const AttentionSequence& seq : sequences) {
+    if (seq.k_count == 0) continue;
     for (std::int64_t group = 0; group < G; ++group) {
       attention::Adjoint<T> a;
-      a.out = out + seq.q_begin * out_stride + group * R * V, a.out_stride = out_stride;
-      a.dout = dout + seq.q_begin * dout_stride + group * R * V, a.dout_stride = dout_stride;
-      a.log_sums = log_sums + seq.q_begin * H + group * R, a.stat_stride = H;
-      a.dq = dq + seq.q_begin * dq_stride + group * R * K, a.dq_stride = dq_stride;
+      if (seq.q_count > 0) {
+        a.out = out + seq.q_begin * out_stride + group * R * V, a.out_stride = out_stride;
+        a.dout = dout + seq.q_begin * dout_stride + group * R * V, a.dout_stride = dout_stride;
+        a.log_sums = log_sums + seq.q_begin * H + group * R, a.stat_stride = H;
+        a.dq = dq + seq.q_begin * dq_stride + group * R * K, a.dq_stride = dq_stride;
+      }
       a.dk = dk + seq.k_begin * dk_stride + group * K, a.dk_stride = dk_stride;
       a.dv = dv + seq.k_begin * dv_stride + group * V, a.dv_stride = dv_stride;
       strips.push_back({attention::strip_of(in, seq, shape, group, attention::lags_of(shape)), a});
     }
+  }
   attention::backward<T>(strips, threads);
 }
 

@@ -27,7 +27,7 @@ std::vector<std::int64_t> offsets(const char* where, std::span<const AttentionSe
   return at;
 }
 
-// All heads of all sequences, a group's one after the other.
+// All heads of all sequences that hold anything, a group's one after the other.
 template <class T, class Fill>
 std::vector<Head<T>> heads_of(std::span<const AttentionSequence> sequences, const AttentionShape& shape,
                               const attention::Inputs<T>& in, const Fill& fill) {
@@ -36,11 +36,11 @@ std::vector<Head<T>> heads_of(std::span<const AttentionSequence> sequences, cons
   const std::int64_t R = shape.heads / shape.kv_heads;
   std::vector<Head<T>> heads;
   for (std::size_t s = 0; s < sequences.size(); ++s)
-    for (std::int64_t h = 0; h < shape.heads; ++h) {
+    for (std::int64_t h = 0; h < shape.heads && sequences[s].k_count > 0; ++h) {
       Head<T> head;
       head.strip = attention::strip_of(in, sequences[s], one, h, attention::lags_of(shape));
       head.strip.k += (h / R - h) * shape.key_width, head.strip.v += (h / R - h) * shape.value_width;
-      fill(head, s, h);
+      if (sequences[s].q_count > 0) fill(head, s, h);
       heads.push_back(head);
     }
   return heads;
@@ -108,7 +108,8 @@ void standard_attention_backward(std::span<const AttentionSequence> sequences, c
   constexpr const char* where = "standard_attention.backward";
   attention::check(where, sequences, shape, true);
   const std::int64_t H = shape.heads, G = shape.kv_heads, K = shape.key_width, V = shape.value_width;
-  const auto [q_rows, k_rows] = attention::extent(sequences);
+  const attention::Range rows = attention::extent(sequences);
+  const std::int64_t q_rows = rows.begin, k_rows = rows.end;
   check_rows(where, "q", q_rows, H * K, q, q_stride);
   check_rows(where, "k", k_rows, G * K, k, k_stride);
   check_rows(where, "v", k_rows, G * V, v, v_stride);
