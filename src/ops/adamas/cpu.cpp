@@ -42,24 +42,25 @@ namespace hn = hwy::HWY_NAMESPACE;
 using loglinear::HWY_NAMESPACE::Lanes;
 using loglinear::HWY_NAMESPACE::transpose;
 
-// (K, kTile): the transforms of a tile's tokens as columns, so that every step of the transform adds whole vectors.
+// (K, padded(count)): the transforms of a tile's tokens as columns, so that every step of the transform adds whole
+// vectors.
 template <class T>
 Matrix<T> transformed(std::int64_t count, std::int64_t K, const T* x, std::int64_t x_stride) {
   const Lanes<T> d;
   const std::int64_t lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  Matrix<T> memory = Pool<T>::take(static_cast<std::size_t>(K * kTile));
+  const std::int64_t width = padded(count);
+  Matrix<T> memory = Pool<T>::take(static_cast<std::size_t>(K * width));
   T* const z = memory.get();
-  std::fill_n(z, K * kTile, T(0));
-  transpose<T>(count, K, x, x_stride, z, kTile);
+  transpose<T>(count, K, x, x_stride, z, width);
   for (std::int64_t half = 1; half < K; half *= 2)
     for (std::int64_t first = 0; first < K; first += 2 * half)
-      for (std::int64_t i = first * kTile; i < (first + half) * kTile; i += lanes) {
-        const auto a = hn::LoadU(d, z + i), b = hn::LoadU(d, z + i + half * kTile);
+      for (std::int64_t i = first * width; i < (first + half) * width; i += lanes) {
+        const auto a = hn::LoadU(d, z + i), b = hn::LoadU(d, z + i + half * width);
         hn::StoreU(hn::Add(a, b), d, z + i);
-        hn::StoreU(hn::Sub(a, b), d, z + i + half * kTile);
+        hn::StoreU(hn::Sub(a, b), d, z + i + half * width);
       }
   const auto scale = hn::Set(d, static_cast<T>(1 / std::sqrt(static_cast<double>(K))));
-  for (std::int64_t i = 0; i < K * kTile; i += lanes) hn::StoreU(hn::Mul(hn::LoadU(d, z + i), scale), d, z + i);
+  for (std::int64_t i = 0; i < K * width; i += lanes) hn::StoreU(hn::Mul(hn::LoadU(d, z + i), scale), d, z + i);
   return memory;
 }
 
@@ -68,7 +69,7 @@ void transform_rows(std::int64_t count, std::int64_t K, const T* x, std::int64_t
                     std::int64_t y_stride) {
   const Matrix<T> z = transformed(count, K, x, x_stride);
   for (std::int64_t t = 0; t < count; ++t)
-    for (std::int64_t i = 0; i < K; ++i) y[t * y_stride + i] = z.get()[i * kTile + t];
+    for (std::int64_t i = 0; i < K; ++i) y[t * y_stride + i] = z.get()[i * padded(count) + t];
 }
 
 template <class T>
@@ -82,10 +83,10 @@ void encode_rows(std::int64_t count, std::int64_t K, const T* x, std::int64_t x_
   const auto high = hn::Set(d, static_cast<T>(thresholds[2]));
   for (std::int64_t column = 0; 4 * column < K; ++column) {
     T bytes[kTile];  // small whole numbers
-    for (std::int64_t t = 0; t < kTile; t += lanes) {
+    for (std::int64_t t = 0; t < count; t += lanes) {
       auto byte = hn::Zero(d), place = hn::Set(d, T(1));
       for (std::int64_t i = 4 * column; i < std::min(K, 4 * column + 4); ++i) {
-        const auto value = hn::LoadU(d, z.get() + i * kTile + t);
+        const auto value = hn::LoadU(d, z.get() + i * padded(count) + t);
         for (const auto threshold : {low, middle, high})
           byte = hn::Add(byte, hn::IfThenElseZero(hn::Gt(value, threshold), place));
         place = hn::Mul(place, hn::Set(d, T(4)));
@@ -122,6 +123,8 @@ HWY_INLINE void compare_block(std::int64_t columns, const std::uint8_t* codes, c
   const hn::Rebind<std::uint8_t, decltype(d16)> half;
   const std::int64_t lanes = static_cast<std::int64_t>(hn::Lanes(d)), lanes16 = lanes / 2;
   const auto nibble = hn::Set(d, std::uint8_t{15});
+  // Multiplied and the upper half taken: a shift would compete with the lookups for their ports.
+  const auto sixteenth = hn::Set(d16, static_cast<std::uint16_t>(1 << 12));
   for (std::int64_t part = 0; part < kBlock; part += kVectors * lanes)
     for (std::int64_t first = 0; first < columns; first += kColumns) {
       const std::int64_t last = std::min(columns, first + kColumns);
@@ -134,7 +137,7 @@ HWY_INLINE void compare_block(std::int64_t columns, const std::uint8_t* codes, c
 #pragma GCC unroll 4
         for (int n = 0; n < kVectors; ++n) {
           const auto byte = hn::Load(d, codes + c * kBlock + part + n * lanes);
-          const auto upper = hn::BitCast(d, hn::ShiftRight<4>(hn::BitCast(d16, byte)));
+          const auto upper = hn::BitCast(d, hn::MulHigh(hn::BitCast(d16, byte), sixteenth));
           sum[n] = hn::Add(sum[n], hn::TableLookupBytes(low, hn::And(byte, nibble)));
           sum[n] = hn::Add(sum[n], hn::TableLookupBytes(high, hn::And(upper, nibble)));
         }
