@@ -34,27 +34,32 @@ Matrix<T> scratch(std::int64_t rows, std::int64_t width) {
 template <class T>
 using Vector = hn::Vec<Lanes<T>>;
 
-template <class T>
-struct PhiOf {
-  Vector<T> value, slope;
-};
-
-// phi(x) and its derivative from one exponential.
 template <Feature kFeature, class T>
-HWY_INLINE PhiOf<T> phi_of(Vector<T> x) {
+HWY_INLINE Vector<T> phi_of(Vector<T> x) {
+  const Lanes<T> d;
+  const auto one = hn::Set(d, T(1));
+  if constexpr (kFeature == Feature::shifted_elu)
+    return hn::IfThenElse(hn::Ge(x, one), x, exp_or_nan(d, hn::Sub(x, one)));
+  else
+    return hn::Div(x, hn::Add(one, exp_or_nan(d, hn::Neg(x))));
+}
+
+// And its derivative, from the same exponential.
+template <Feature kFeature, class T>
+HWY_INLINE Vector<T> phi_and_slope_of(Vector<T> x, Vector<T>& slope) {
   const Lanes<T> d;
   const auto one = hn::Set(d, T(1));
   if constexpr (kFeature == Feature::shifted_elu) {
-    const auto e = exp_or_nan(d, hn::Sub(x, one));
-    const auto linear = hn::Ge(x, one);
-    return {hn::IfThenElse(linear, x, e), hn::IfThenElse(linear, one, e)};
+    const auto value = phi_of<kFeature, T>(x);
+    slope = hn::IfThenElse(hn::Ge(x, one), one, value);
+    return value;
   } else {
-    // sigmoid(x) and 1 - sigmoid(x), neither by a difference.
-    const auto e = exp_or_nan(d, hn::Neg(hn::Abs(x)));
-    const auto large = hn::Div(one, hn::Add(one, e)), small = hn::Mul(e, large);
-    const auto negative = hn::Lt(x, hn::Zero(d));
-    const auto s = hn::IfThenElse(negative, small, large), rest = hn::IfThenElse(negative, large, small);
-    return {hn::Mul(x, s), hn::Mul(s, hn::MulAdd(x, rest, one))};
+    // sigmoid(x), and 1 - sigmoid(x) = e sigmoid(x), which takes an e that is finite: beyond the bound phi' is 0 to any
+    // precision that matters.
+    const auto e = exp_or_nan(d, hn::Min(hn::Neg(x), hn::Set(d, static_cast<T>(sizeof(T) == 4 ? 80 : 700))));
+    const auto s = hn::Div(one, hn::Add(one, e));
+    slope = hn::Mul(s, hn::MulAdd(x, hn::Mul(e, s), one));
+    return hn::Mul(x, s);
   }
 }
 
@@ -71,9 +76,14 @@ HWY_INLINE void phi_row(std::int64_t n, const T* x, T* y, T* slope) {
       std::fill(y + n, y + i + lanes, T(0));
       from = y + i;
     }
-    const PhiOf<T> phi = phi_of<kFeature, T>(hn::LoadU(d, from));
-    hn::StoreU(phi.value, d, y + i);
-    if (slope) hn::StoreU(phi.slope, d, slope + i);
+    const auto at = hn::LoadU(d, from);
+    if (!slope) {
+      hn::StoreU(phi_of<kFeature, T>(at), d, y + i);
+      continue;
+    }
+    Vector<T> derivative;
+    hn::StoreU(phi_and_slope_of<kFeature, T>(at, derivative), d, y + i);
+    hn::StoreU(derivative, d, slope + i);
   }
 }
 

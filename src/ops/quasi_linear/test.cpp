@@ -230,6 +230,26 @@ TYPED_TEST(QuasiLinear, the_edges_of_phi) {
   EXPECT_TRUE(std::isnan(p.backward().dk(0, 3)));
 }
 
+TYPED_TEST(QuasiLinear, silu_far_out) {
+  using T = TypeParam;
+  Problem<T> p(packed({{1, 0}}, false), shape_of(1, 8, 1, Feature::silu));
+  const double x[] = {-5000, -200, -85, -20, 0, 20, 200, 5000};
+  for (int i = 0; i < 8; ++i) p.q(0, i) = static_cast<T>(x[i]), p.k(0, i) = static_cast<T>(x[i]);
+  p.v.fill(1.0), p.dout.fill(1.0);
+  Grid<T> final;
+  p.forward(false, &final);
+  const auto g = p.backward();
+  for (int i = 0; i < 8; ++i) {
+    const double s = 1 / (1 + std::exp(-x[i])), rest = 1 / (1 + std::exp(x[i]));
+    EXPECT_NEAR(final(0, i), x[i] * s, kBound<T> * (1 + std::abs(x[i]))) << x[i];
+    EXPECT_NEAR(g.dq(0, i), x[i] * s * (s * (1 + x[i] * rest)), kBound<T> * (1 + std::abs(x[i]))) << x[i];
+  }
+  p.k(0, 3) = std::numeric_limits<T>::quiet_NaN();
+  EXPECT_TRUE(std::isnan(p.forward()(0, 0)));
+  const Grid<T> dk = p.backward().dk;
+  for (int i = 0; i < 8; ++i) EXPECT_EQ(std::isnan(dk(0, i)), i == 3) << x[i];
+}
+
 // Streaming: seeds added to a state bit by bit, candidates scored from it.
 TYPED_TEST(QuasiLinear, state_updates) {
   using T = TypeParam;
