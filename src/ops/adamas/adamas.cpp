@@ -41,6 +41,9 @@ void check_codes(const char* where, const AdamasShape& shape, const AdamasCodes&
 // Columns of a block.
 std::int64_t columns_of(std::int64_t K) { return (K + 3) / 4; }
 
+// What reads so few bytes is done before other threads have woken up.
+int threads_for(std::int64_t bytes, int threads) { return bytes < (std::int64_t{1} << 17) ? 1 : threads; }
+
 // What compare takes of a query: a byte for each column.
 template <class T>
 void encode_query(const AdamasShape& shape, const T* q, std::vector<std::uint8_t>& query) {
@@ -139,7 +142,7 @@ void adamas_distances(const AdamasShape& shape, const AdamasCodes& codes, const 
   apply_instruction_set_from_environment();
   constexpr std::int64_t kBlocks = 128;  // of an item
   const std::int64_t blocks = (T_ + kBlock - 1) / kBlock, parts = (blocks + kBlocks - 1) / kBlocks;
-  parallel_for(H * parts, threads, [&](std::int64_t i) {
+  parallel_for(H * parts, threads_for(H * T_ * columns, threads), [&](std::int64_t i) {
     const std::int64_t h = i / parts, first = i % parts * kBlocks;
     std::vector<std::uint8_t> query;
     encode_query(shape, q + h * K, query);
@@ -196,7 +199,12 @@ void adamas_step(const AdamasShape& shape, std::span<const AdamasCache<T>> cache
     check_rows(where, "v", cache.codes->tokens(), G * V, cache.v, v_stride);
   }
   apply_instruction_set_from_environment();
-  parallel_for(B * H, threads, [&](std::int64_t i) {
+  std::int64_t bytes = 0;
+  for (const AdamasCache<T>& cache : caches) {
+    const std::int64_t tokens = cache.codes->tokens(), chosen = std::min(shape.budget, tokens);
+    bytes += H * (tokens * columns_of(K) + chosen * (K + V) * static_cast<std::int64_t>(sizeof(T)));
+  }
+  parallel_for(B * H, threads_for(bytes, threads), [&](std::int64_t i) {
     const std::int64_t b = i / H, h = i % H, g = h / (H / G);
     const AdamasCache<T>& cache = caches[static_cast<std::size_t>(b)];
     const std::int64_t tokens = cache.codes->tokens(), blocks = (tokens + kBlock - 1) / kBlock;

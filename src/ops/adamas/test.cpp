@@ -307,8 +307,15 @@ TYPED_TEST(Adamas, append_in_pieces) {
 
 TYPED_TEST(Adamas, bits_do_not_depend_on_threads_or_neighbours) {
   using T = TypeParam;
-  const Problem<T> p(shape_of(4, 2, 32, 7, 20), {400, 65, 1});
+  // Long enough for a call to take threads at all.
+  const Problem<T> p(shape_of(4, 2, 32, 7, 20), {20000, 65, 1});
   expect_same_for_threads([&](int threads) { return std::vector<std::vector<T>>{p.step(threads).data}; });
+  const std::int64_t stride = 20096;
+  expect_same_for_threads([&](int threads) {
+    std::vector<std::uint16_t> distances(4 * stride, 0);
+    adamas_distances<T>(p.shape, p.codes[0], p.q.ptr(), distances.data(), stride, threads);
+    return std::vector<std::vector<std::uint16_t>>{distances};
+  });
   const Grid<T> out = p.step();
   for (std::int64_t b = 0; b < 3; ++b) {
     const AdamasCache<T> one = {&p.codes[b], p.k[b].ptr(), p.v[b].ptr()};
