@@ -52,7 +52,7 @@ class Quality : public testing::Test {
 
 TEST_F(Quality, MixersThatCanRecallLearnTo) {
   QualitySettings s = small({"flash", "log_linear_gated_deltanet"});
-  s.steps = 400;
+  s.steps = 300;
   const QualityResult result = run_quality(s);
   EXPECT_FALSE(result.interrupted);
   EXPECT_DOUBLE_EQ(result.chance, 1 / 6.0);
@@ -72,7 +72,7 @@ TEST_F(Quality, MixersThatCanRecallLearnTo) {
 
 TEST_F(Quality, EveryMixerTrainsOnBothTasks) {
   QualitySettings s = small({});
-  s.steps = 30;
+  s.steps = 16;
   s.data = {text()};
   const QualityResult result = run_quality(s);
   ASSERT_EQ(result.rows.size(), std::size(nn::kFamilies));
@@ -85,14 +85,14 @@ TEST_F(Quality, EveryMixerTrainsOnBothTasks) {
     EXPECT_LE(row.recall.mean, 1);
     ASSERT_EQ(row.bits_per_byte.values.size(), 1u);
     EXPECT_GT(row.bits_per_byte.mean, 0) << row.mixer;
-    EXPECT_LT(row.bits_per_byte.mean, 5) << row.mixer;  // a byte has 8
+    EXPECT_LT(row.bits_per_byte.mean, 7) << row.mixer;  // a byte has 8
     EXPECT_GT(row.bits_per_byte.parameters, row.recall.parameters);
   }
 }
 
 TEST_F(Quality, TheSeedDecidesAndThreadsDoNot) {
   QualitySettings s = small({"sliding_window", "mamba2"});
-  s.steps = 12;
+  s.steps = 6;
   s.seeds = 3;
   s.data = {text()};
   const QualityResult one = run_quality(s);
