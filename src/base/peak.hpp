@@ -16,8 +16,8 @@ class PeakMeter {
   // Operations (a multiply-add counts as two) that `threads` threads (0: what OpenMP would use) do when they only
   // multiply-add in registers, in float64 for f64, else in float32.
   static PeakMeter multiply_adds(int threads, DType dtype = DType::f32);
-  // Bytes that `threads` threads together read when they only read, each from a buffer of its own of `bytes` bytes, over
-  // and over. Throws std::bad_alloc.
+  // Bytes that `threads` threads together read when they only read, each from a buffer of its own of `bytes` bytes,
+  // over and over. Throws std::bad_alloc.
   static PeakMeter reads(int threads, std::int64_t bytes);
 
   // Units a second: the best of short runs (a few milliseconds) that take about `seconds` together, three at least.
