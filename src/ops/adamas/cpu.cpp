@@ -42,25 +42,38 @@ namespace hn = hwy::HWY_NAMESPACE;
 using loglinear::HWY_NAMESPACE::Lanes;
 using loglinear::HWY_NAMESPACE::transpose;
 
-// (K, padded(count)): the transforms of a tile's tokens as columns, so that every step of the transform adds whole
-// vectors.
+// From one element of a token's transform to the next.
+std::int64_t apart(std::int64_t count) { return count == 1 ? 1 : padded(count); }
+
+// (K, apart(count)): the transforms of a tile's tokens as columns, so that every step of the transform adds whole
+// vectors; a single token lies as it is. The same sums either way.
 template <class T>
 Matrix<T> transformed(std::int64_t count, std::int64_t K, const T* x, std::int64_t x_stride) {
   const Lanes<T> d;
   const std::int64_t lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  const std::int64_t width = padded(count);
+  const std::int64_t width = apart(count);
   Matrix<T> memory = Pool<T>::take(static_cast<std::size_t>(K * width));
   T* const z = memory.get();
-  transpose<T>(count, K, x, x_stride, z, width);
+  if (count == 1)
+    std::copy_n(x, K, z);
+  else
+    transpose<T>(count, K, x, x_stride, z, width);
   for (std::int64_t half = 1; half < K; half *= 2)
-    for (std::int64_t first = 0; first < K; first += 2 * half)
-      for (std::int64_t i = first * width; i < (first + half) * width; i += lanes) {
+    for (std::int64_t first = 0; first < K; first += 2 * half) {
+      const std::int64_t end = (first + half) * width;
+      std::int64_t i = first * width;
+      for (; i + lanes <= end; i += lanes) {
         const auto a = hn::LoadU(d, z + i), b = hn::LoadU(d, z + i + half * width);
         hn::StoreU(hn::Add(a, b), d, z + i);
         hn::StoreU(hn::Sub(a, b), d, z + i + half * width);
       }
-  const auto scale = hn::Set(d, static_cast<T>(1 / std::sqrt(static_cast<double>(K))));
-  for (std::int64_t i = 0; i < K * width; i += lanes) hn::StoreU(hn::Mul(hn::LoadU(d, z + i), scale), d, z + i);
+      for (; i < end; ++i) {
+        const T a = z[i], b = z[i + half * width];
+        z[i] = a + b, z[i + half * width] = a - b;
+      }
+    }
+  const T scale = static_cast<T>(1 / std::sqrt(static_cast<double>(K)));
+  for (std::int64_t i = 0; i < K * width; ++i) z[i] *= scale;
   return memory;
 }
 
@@ -69,7 +82,7 @@ void transform_rows(std::int64_t count, std::int64_t K, const T* x, std::int64_t
                     std::int64_t y_stride) {
   const Matrix<T> z = transformed(count, K, x, x_stride);
   for (std::int64_t t = 0; t < count; ++t)
-    for (std::int64_t i = 0; i < K; ++i) y[t * y_stride + i] = z.get()[i * padded(count) + t];
+    for (std::int64_t i = 0; i < K; ++i) y[t * y_stride + i] = z.get()[i * apart(count) + t];
 }
 
 template <class T>
@@ -79,6 +92,15 @@ void encode_rows(std::int64_t count, std::int64_t K, const T* x, std::int64_t x_
   const Lanes<T> d;
   const std::int64_t lanes = static_cast<std::int64_t>(hn::Lanes(d));
   const Matrix<T> z = transformed(count, K, x, x_stride);
+  if (count == 1) {
+    for (std::int64_t i = 0; i < K; ++i) {
+      std::uint8_t& byte = columns[i / 4 * stride + offset];
+      int code = 0;
+      for (double threshold : thresholds) code += z.get()[i] > static_cast<T>(threshold);
+      byte = static_cast<std::uint8_t>((i % 4 == 0 ? 0 : byte) | code << i % 4 * 2);
+    }
+    return;
+  }
   const auto low = hn::Set(d, static_cast<T>(thresholds[0])), middle = hn::Set(d, static_cast<T>(thresholds[1]));
   const auto high = hn::Set(d, static_cast<T>(thresholds[2]));
   for (std::int64_t column = 0; 4 * column < K; ++column) {
@@ -86,7 +108,7 @@ void encode_rows(std::int64_t count, std::int64_t K, const T* x, std::int64_t x_
     for (std::int64_t t = 0; t < count; t += lanes) {
       auto byte = hn::Zero(d), place = hn::Set(d, T(1));
       for (std::int64_t i = 4 * column; i < std::min(K, 4 * column + 4); ++i) {
-        const auto value = hn::LoadU(d, z.get() + i * padded(count) + t);
+        const auto value = hn::LoadU(d, z.get() + i * apart(count) + t);
         for (const auto threshold : {low, middle, high})
           byte = hn::Add(byte, hn::IfThenElseZero(hn::Gt(value, threshold), place));
         place = hn::Mul(place, hn::Set(d, T(4)));
