@@ -4,6 +4,8 @@
 
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
+#include <chrono>
 #include <string>
 #include <vector>
 
@@ -78,15 +80,21 @@ struct Cache {
 void compare(benchmark::State& state, std::int64_t T, std::int64_t H, std::int64_t K) {
   Cache cache(T, H, K, 1, 1024);
   if (!cache.right()) return state.SkipWithError("the distances are not those of the codes");
+  // The limit is the best of several runs, so the fastest call is what stands beside it; the mean is busy machines'
+  // too.
+  double fastest = 1e9;
   for (auto _ : state) {
+    const auto start = std::chrono::steady_clock::now();
     cache.compare();
     benchmark::ClobberMemory();
+    fastest = std::min(fastest, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
   const double bytes = static_cast<double>(T * H * K) / 4;
   state.counters["bytes"] =
       benchmark::Counter(bytes, benchmark::Counter::kIsIterationInvariantRate, benchmark::Counter::OneK::kIs1000);
-  state.counters["of_bandwidth"] = benchmark::Counter(bytes / bandwidth(static_cast<std::int64_t>(bytes)),
-                                                      benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["fastest"] =
+      benchmark::Counter(bytes / fastest, benchmark::Counter::kDefaults, benchmark::Counter::OneK::kIs1000);
+  state.counters["fastest_of_bandwidth"] = bytes / fastest / bandwidth(static_cast<std::int64_t>(bytes));
 }
 
 void select(benchmark::State& state, std::int64_t T, std::int64_t budget) {
