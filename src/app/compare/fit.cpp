@@ -6,7 +6,11 @@
 
 namespace loglinear::app::compare {
 
-double Fit::at(double T) const { return std::exp(intercept + exponent * std::log(T)); }
+double extrapolated(std::span<const Sample> samples, const Fit& fit, double T) {
+  if (std::isnan(fit.exponent)) return kAbsent;
+  const auto last = std::find_if(samples.rbegin(), samples.rend(), [](const Sample& s) { return s.value > 0; });
+  return last->value * std::pow(T / last->T, std::clamp(fit.exponent, 0.0, 2.2));
+}
 
 Fit fit(std::span<const Sample> samples) {
   std::vector<Sample> used;
@@ -24,7 +28,7 @@ Fit fit(std::span<const Sample> samples) {
   }
   if (!(xx > 0)) return {};
   const double exponent = xy / xx;
-  return {exponent, y - exponent * x, static_cast<int>(n)};
+  return {exponent, static_cast<int>(n)};
 }
 
 Crossover crossover(std::span<const Sample> a, std::span<const Sample> b) {

@@ -11,15 +11,18 @@ struct Sample {
   double T = 0, value = 0;
 };
 
-// value = exp(intercept) T^exponent, least squares of the logarithms over the longest lengths: those from an eighth of
-// the longest on, but three when there are as many. Lengths ascend. Samples that are not positive are left out. NaN
-// everywhere with fewer than two.
+// The power of T that the values grow with, least squares of the logarithms over the longest lengths: those from an
+// eighth of the longest on, but three when there are as many. Lengths ascend. Samples that are not positive are left
+// out. NaN everywhere with fewer than two.
 struct Fit {
-  double exponent = kAbsent, intercept = kAbsent;
+  double exponent = kAbsent;
   int samples = 0;
-  double at(double T) const;
 };
 Fit fit(std::span<const Sample> samples);
+
+// From the longest sample on by the exponent of the fit, within what a mechanism here can have, 0 to 2.2: with few
+// samples a disturbed one makes any exponent. NaN without a fit.
+double extrapolated(std::span<const Sample> samples, const Fit& fit, double T);
 
 // From which length on `a` takes no more than `b` does, up to the longest length that both have: interpolated on log
 // axes. Lengths ascend.

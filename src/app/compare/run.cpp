@@ -170,6 +170,9 @@ class Run {
 
   Chain* cheapest() {
     Chain* best = nullptr;
+    // Among those that take little, the shorter first: one measurement that was disturbed is to put nothing off for
+    // long.
+    const double little = s_.budget / 100;
     double least = 0;
     for (Chain& chain : chains_) {
       chain.open = chain.open && chain.results.size() < chain.lengths.size();
@@ -178,8 +181,9 @@ class Run {
       const double available = static_cast<double>(available_memory_bytes());
       if (seconds > s_.budget - spent() || (available > 0 && predicted_bytes(chain) > 0.8 * available))
         chain.open = false;
-      else if (!best || seconds < least)
-        best = &chain, least = seconds;
+      else if (const double cost = std::max(seconds, little);
+               !best || cost < least || (cost == least && chain.next() < best->next()))
+        best = &chain, least = cost;
     }
     return best;
   }
@@ -351,8 +355,10 @@ class Run {
       }
       number.extrapolated = true;
       // What is kept is known without measuring.
-      number.value = field == kState ? m.state_bytes({T, s_.heads, s_.width})
-                                     : summary->fits[static_cast<std::size_t>(field)].at(static_cast<double>(T));
+      number.value = field == kState
+                         ? m.state_bytes({T, s_.heads, s_.width})
+                         : extrapolated(samples(m, static_cast<Field>(field)),
+                                        summary->fits[static_cast<std::size_t>(field)], static_cast<double>(T));
     }
     if (const Result* result = result_of(m, kForward, T)) row.error = result->error;
     if (const Result* result = result_of(m, kForwardBackward, T)) row.gradient_error = result->gradient_error;
