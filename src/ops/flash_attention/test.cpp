@@ -31,6 +31,12 @@ struct Problem : AttentionProblem<T> {
   auto definition() const { return AttentionProblem<T>::definition(seen_by(shape)); }
 };
 
+#ifdef LOGLINEAR_SANITIZED  // each takes seconds there
+constexpr std::int64_t kWindows[] = {0, 33};
+#else
+constexpr std::int64_t kWindows[] = {0, 1, 3, 64, 100, 1000};
+#endif
+
 template <class T>
 class FlashAttention : public ::testing::Test {};
 TYPED_TEST_SUITE(FlashAttention, Floats);
@@ -38,7 +44,7 @@ TYPED_TEST_SUITE(FlashAttention, Floats);
 TYPED_TEST(FlashAttention, definition) {
   using T = TypeParam;
   for (bool causal : {true, false})
-    for (std::int64_t window : {0, 1, 3, 64, 100, 1000})
+    for (std::int64_t window : kWindows)
       for (const Sequences& sequences :
            {Sequences{}, packed({0}), packed({1}), packed({63, 64, 0, 65}), packed({2, 129, 200})}) {
         const Problem<T> p(sequences, shape_of(4, 2, 7, 5, window, 0, causal), 3);
@@ -107,7 +113,7 @@ TEST(FlashAttention, gradients) {
 TYPED_TEST(FlashAttention, gradients_of_the_definition) {
   using T = TypeParam;
   for (bool causal : {true, false})
-    for (std::int64_t window : {0, 1, 33, 100})
+    for (std::int64_t window : kWindows)
       for (const Sequences& sequences :
            {packed({1, 0, 150, 66, 203}), Sequences{{2, 3, 1, 80}, {5, 0, 81, 2}, {6, 140, 83, 290}}}) {
         const Problem<T> p(sequences, shape_of(6, 2, 9, 5, window, 0, causal), 2);
