@@ -114,7 +114,7 @@ struct Call {
 
   Call(std::span<const std::int64_t> cu_seqlens, const MosaShape& shape, const MosaWeights<T>& weights, const T* x,
        std::int64_t x_stride, int threads) {
-    const auto [D, E, d, sparsity, first_token, theta] = shape;
+    const std::int64_t D = shape.model_width, E = shape.heads, d = shape.head_width, sparsity = shape.sparsity;
     plan.cu_seqlens = cu_seqlens, plan.shape = shape, plan.x = x, plan.x_stride = x_stride;
     plan.router = panels(1, D, E, weights.router, router, threads);
     plan.qkv = panels(E, D, 3 * d, weights.qkv, qkv, threads);
@@ -140,7 +140,8 @@ struct Call {
       const std::int64_t s = i / E, e = i % E;
       std::vector<std::int64_t> order;
       choose(cu_seqlens[s + 1] - cu_seqlens[s], plan.scores.data() + e * N + cu_seqlens[s],
-             plan.rows[s + 1] - plan.rows[s], first_token, order, plan.chosen.data() + e * plan.R() + plan.rows[s]);
+             plan.rows[s + 1] - plan.rows[s], shape.first_token, order,
+             plan.chosen.data() + e * plan.R() + plan.rows[s]);
     });
   }
 
