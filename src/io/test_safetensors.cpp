@@ -405,7 +405,8 @@ TEST(SafetensorsProperty, Corruption) {
   ASSERT_GT(original.size(), 1000u);
   const std::size_t header =
       8 + static_cast<unsigned char>(original[0]) + 256u * static_cast<unsigned char>(original[1]);
-  int refused = 0, accepted = 0;
+  EXPECT_NO_THROW(parse(original));
+  int refused = 0;
   EXPECT_TRUE(rc::check([&](const std::vector<std::pair<std::uint32_t, std::uint8_t>>& edits, std::uint32_t cut) {
     std::string bytes = original;
     for (const auto& [where, what] : edits) {
@@ -432,13 +433,11 @@ TEST(SafetensorsProperty, Corruption) {
         RC_ASSERT(file.bytes(tensor.name).size() == tensor.bytes);
         if (is_float(tensor.element)) file.read_as<float>(tensor.name);
       }
-      ++accepted;
     } catch (const Error&) {
       ++refused;
     }
   }));
-  EXPECT_GT(refused, 0);
-  EXPECT_GT(accepted, 0);
+  EXPECT_GT(refused, 0);  // how many edits leave a good file is chance
 }
 
 }  // namespace
