@@ -104,6 +104,34 @@ struct Inputs {
   std::int64_t q_stride = 0, k_stride = 0, v_stride = 0;
 };
 
+// The checks that all forms share, of q, k, v and `out` (of a backward: its gradient), and the inputs as the kernels
+// take them.
+template <class T>
+Inputs<T> checked_inputs(const char* where, std::span<const AttentionSequence> sequences, const AttentionShape& shape,
+                         bool separate_keys, const T* q, std::int64_t q_stride, const T* k, std::int64_t k_stride,
+                         const T* v, std::int64_t v_stride, const char* out_name, const T* out,
+                         std::int64_t out_stride) {
+  check(where, sequences, shape, separate_keys);
+  const std::int64_t H = shape.heads, G = shape.kv_heads, K = shape.key_width, V = shape.value_width;
+  const auto [q_rows, k_rows] = extent(sequences);
+  check_rows(where, "q", q_rows, H * K, q, q_stride);
+  check_rows(where, "k", k_rows, G * K, k, k_stride);
+  check_rows(where, "v", k_rows, G * V, v, v_stride);
+  check_rows(where, out_name, q_rows, H * V, out, out_stride);
+  return {q, k, v, q_stride, k_stride, v_stride};
+}
+
+// What a backward writes.
+template <class T>
+void check_gradients(const char* where, std::span<const AttentionSequence> sequences, const AttentionShape& shape,
+                     const T* dq, std::int64_t dq_stride, const T* dk, std::int64_t dk_stride, const T* dv,
+                     std::int64_t dv_stride) {
+  const auto [q_rows, k_rows] = extent(sequences);
+  check_rows(where, "dq", q_rows, shape.heads * shape.key_width, dq, dq_stride);
+  check_rows(where, "dk", k_rows, shape.kv_heads * shape.key_width, dk, dk_stride);
+  check_rows(where, "dv", k_rows, shape.kv_heads * shape.value_width, dv, dv_stride);
+}
+
 // The strip of a sequence's positions residue, residue + step, .. for one group; lags in positions.
 template <class T>
 Strip<T> strip_of(const Inputs<T>& in, const AttentionSequence& seq, const AttentionShape& shape, std::int64_t group,
@@ -202,6 +230,24 @@ struct Adjoint {
   std::int64_t dq_stride = 0, dk_stride = 0, dv_stride = 0;
   bool add = false;  // to what dq, dk and dv hold
 };
+
+// The part of a call's arrays, given as an Adjoint, that belongs to the strip of one group.
+template <class T>
+Adjoint<T> adjoint_of(const Adjoint<T>& all, const Strip<T>& strip, std::int64_t group) {
+  const std::int64_t R = strip.heads, K = strip.K, V = strip.V, step = strip.step;
+  Adjoint<T> a = all;
+  if (strip.q_count > 0) {
+    a.out += strip.q_row * all.out_stride + group * R * V;
+    a.dout += strip.q_row * all.dout_stride + group * R * V;
+    a.log_sums += strip.q_row * all.stat_stride + group * R;
+    a.dq += strip.q_row * all.dq_stride + group * R * K;
+  }
+  a.dk += strip.k_row * all.dk_stride + group * K;
+  a.dv += strip.k_row * all.dv_stride + group * V;
+  for (std::int64_t* stride : {&a.out_stride, &a.dout_stride, &a.stat_stride, &a.dq_stride, &a.dk_stride, &a.dv_stride})
+    *stride *= step;
+  return a;
+}
 
 // Gradients of the pairs of queries [queries.begin, end) and keys [keys.begin, end). Any cut into ranges that begin at
 // multiples of kQueryPanel and kKeyTile gives the same bits, as long as each call covers all of the dimension that its

@@ -13,15 +13,9 @@ void flash_attention_forward(std::span<const AttentionSequence> sequences, const
                              std::int64_t v_stride, T* out, std::int64_t out_stride, T* log_sums, int threads) {
   const TimedOperator timed("flash_attention");
   constexpr const char* where = "flash_attention.forward";
-  attention::check(where, sequences, shape, false);
-  const std::int64_t H = shape.heads, G = shape.kv_heads, K = shape.key_width, V = shape.value_width;
-  const auto [q_rows, k_rows] = attention::extent(sequences);
-  check_rows(where, "q", q_rows, H * K, q, q_stride);
-  check_rows(where, "k", k_rows, G * K, k, k_stride);
-  check_rows(where, "v", k_rows, G * V, v, v_stride);
-  check_rows(where, "out", q_rows, H * V, out, out_stride);
-
-  const attention::Inputs<T> in{q, k, v, q_stride, k_stride, v_stride};
+  const auto in = attention::checked_inputs(where, sequences, shape, false, q, q_stride, k, k_stride, v, v_stride,
+                                            "out", static_cast<const T*>(out), out_stride);
+  const std::int64_t H = shape.heads, G = shape.kv_heads;
   std::vector<attention::StripForward<T>> strips;
   for (const AttentionSequence& seq : sequences) {
     if (seq.q_count == 0) continue;
@@ -41,36 +35,21 @@ void flash_attention_backward(std::span<const AttentionSequence> sequences, cons
                               std::int64_t dk_stride, T* dv, std::int64_t dv_stride, int threads) {
   const TimedOperator timed("flash_attention");
   constexpr const char* where = "flash_attention.backward";
-  attention::check(where, sequences, shape, true);
-  const std::int64_t H = shape.heads, G = shape.kv_heads, R = H / G, K = shape.key_width, V = shape.value_width;
-  const auto [q_rows, k_rows] = attention::extent(sequences);
-  check_rows(where, "q", q_rows, H * K, q, q_stride);
-  check_rows(where, "k", k_rows, G * K, k, k_stride);
-  check_rows(where, "v", k_rows, G * V, v, v_stride);
-  check_rows(where, "out", q_rows, H * V, out, out_stride);
+  const auto in = attention::checked_inputs(where, sequences, shape, true, q, q_stride, k, k_stride, v, v_stride, "out",
+                                            out, out_stride);
+  const std::int64_t H = shape.heads, q_rows = attention::extent(sequences).begin;
   check_rows(where, "log_sums", q_rows, H, log_sums, H);
-  check_rows(where, "dout", q_rows, H * V, dout, dout_stride);
-  check_rows(where, "dq", q_rows, H * K, dq, dq_stride);
-  check_rows(where, "dk", k_rows, G * K, dk, dk_stride);
-  check_rows(where, "dv", k_rows, G * V, dv, dv_stride);
+  check_rows(where, "dout", q_rows, H * shape.value_width, dout, dout_stride);
+  attention::check_gradients<T>(where, sequences, shape, dq, dq_stride, dk, dk_stride, dv, dv_stride);
 
-  const attention::Inputs<T> in{q, k, v, q_stride, k_stride, v_stride};
+  const attention::Adjoint<T> all{out, dout, log_sums, out_stride, dout_stride, H,
+                                  dq,  dk,   dv,       dq_stride,  dk_stride,   dv_stride};
   std::vector<attention::StripAdjoint<T>> strips;
-  for (const AttentionSequence& seq : sequences) {
-    if (seq.k_count == 0) continue;
-    for (std::int64_t group = 0; group < G; ++group) {
-      attention::Adjoint<T> a;
-      if (seq.q_count > 0) {
-        a.out = out + seq.q_begin * out_stride + group * R * V, a.out_stride = out_stride;
-        a.dout = dout + seq.q_begin * dout_stride + group * R * V, a.dout_stride = dout_stride;
-        a.log_sums = log_sums + seq.q_begin * H + group * R, a.stat_stride = H;
-        a.dq = dq + seq.q_begin * dq_stride + group * R * K, a.dq_stride = dq_stride;
-      }
-      a.dk = dk + seq.k_begin * dk_stride + group * K, a.dk_stride = dk_stride;
-      a.dv = dv + seq.k_begin * dv_stride + group * V, a.dv_stride = dv_stride;
-      strips.push_back({attention::strip_of(in, seq, shape, group, attention::lags_of(shape)), a});
+  for (const AttentionSequence& seq : sequences)
+    for (std::int64_t group = 0; group < shape.kv_heads && seq.k_count > 0; ++group) {
+      const auto strip = attention::strip_of(in, seq, shape, group, attention::lags_of(shape));
+      strips.push_back({strip, attention::adjoint_of(all, strip, group)});
     }
-  }
   attention::backward<T>(strips, threads);
 }
 

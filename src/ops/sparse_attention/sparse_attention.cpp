@@ -15,9 +15,7 @@ void check_pattern(const char* where, const SparsePattern& pattern) {
   if (pattern.stride < 0) fail(where, "stride is {}, need at least 0", pattern.stride);
 }
 
-void check(const char* where, std::span<const AttentionSequence> sequences, const AttentionShape& shape,
-           const SparsePattern& pattern, bool separate_keys) {
-  attention::check(where, sequences, shape, separate_keys);
+void check_pattern(const char* where, const AttentionShape& shape, const SparsePattern& pattern) {
   check_pattern(where, pattern);
   if (shape.window != 0 || !shape.causal)
     fail(where, "shape has a window or is not causal: the pattern says what is seen");
@@ -54,14 +52,10 @@ void sparse_attention_forward(std::span<const AttentionSequence> sequences, cons
                               T* log_sums, int threads) {
   const TimedOperator timed("sparse_attention");
   constexpr const char* where = "sparse_attention.forward";
-  check(where, sequences, shape, pattern, false);
-  const std::int64_t H = shape.heads, G = shape.kv_heads, K = shape.key_width, V = shape.value_width;
-  const auto [q_rows, k_rows] = attention::extent(sequences);
-  check_rows(where, "q", q_rows, H * K, q, q_stride);
-  check_rows(where, "k", k_rows, G * K, k, k_stride);
-  check_rows(where, "v", k_rows, G * V, v, v_stride);
-  check_rows(where, "out", q_rows, H * V, out, out_stride);
-  const attention::Inputs<T> in{q, k, v, q_stride, k_stride, v_stride};
+  const auto in = attention::checked_inputs(where, sequences, shape, false, q, q_stride, k, k_stride, v, v_stride,
+                                            "out", static_cast<const T*>(out), out_stride);
+  check_pattern(where, shape, pattern);
+  const std::int64_t H = shape.heads, G = shape.kv_heads;
   // Of the far part each query keeps its statistics, and in `out` the undivided sum, for the near part to go on from.
   std::int64_t far_rows = 0;
   for (const AttentionSequence& seq : sequences)
@@ -100,34 +94,20 @@ void sparse_attention_backward(std::span<const AttentionSequence> sequences, con
                                std::int64_t dv_stride, int threads) {
   const TimedOperator timed("sparse_attention");
   constexpr const char* where = "sparse_attention.backward";
-  check(where, sequences, shape, pattern, true);
-  const std::int64_t H = shape.heads, G = shape.kv_heads, R = H / G, K = shape.key_width, V = shape.value_width;
-  const auto [q_rows, k_rows] = attention::extent(sequences);
-  check_rows(where, "q", q_rows, H * K, q, q_stride);
-  check_rows(where, "k", k_rows, G * K, k, k_stride);
-  check_rows(where, "v", k_rows, G * V, v, v_stride);
-  check_rows(where, "out", q_rows, H * V, out, out_stride);
+  const auto in = attention::checked_inputs(where, sequences, shape, true, q, q_stride, k, k_stride, v, v_stride, "out",
+                                            out, out_stride);
+  check_pattern(where, shape, pattern);
+  const std::int64_t H = shape.heads, G = shape.kv_heads, q_rows = attention::extent(sequences).begin;
   check_rows(where, "log_sums", q_rows, H, log_sums, H);
-  check_rows(where, "dout", q_rows, H * V, dout, dout_stride);
-  check_rows(where, "dq", q_rows, H * K, dq, dq_stride);
-  check_rows(where, "dk", k_rows, G * K, dk, dk_stride);
-  check_rows(where, "dv", k_rows, G * V, dv, dv_stride);
-  const attention::Inputs<T> in{q, k, v, q_stride, k_stride, v_stride};
+  check_rows(where, "dout", q_rows, H * shape.value_width, dout, dout_stride);
+  attention::check_gradients<T>(where, sequences, shape, dq, dq_stride, dk, dk_stride, dv, dv_stride);
+  const attention::Adjoint<T> all{out, dout, log_sums, out_stride, dout_stride, H,
+                                  dq,  dk,   dv,       dq_stride,  dk_stride,   dv_stride};
   std::vector<attention::StripAdjoint<T>> near, far;
   const auto add = [&](auto& strips, const attention::Strip<T>& strip, std::int64_t group) {
     if (strip.k_count == 0) return;
-    const std::int64_t step = strip.step;
-    attention::Adjoint<T> a;
-    a.add = &strips == &far;
-    if (strip.q_count > 0) {
-      a.out = out + strip.q_row * out_stride + group * R * V, a.out_stride = out_stride * step;
-      a.dout = dout + strip.q_row * dout_stride + group * R * V, a.dout_stride = dout_stride * step;
-      a.log_sums = log_sums + strip.q_row * H + group * R, a.stat_stride = H * step;
-      a.dq = dq + strip.q_row * dq_stride + group * R * K, a.dq_stride = dq_stride * step;
-    }
-    a.dk = dk + strip.k_row * dk_stride + group * K, a.dk_stride = dk_stride * step;
-    a.dv = dv + strip.k_row * dv_stride + group * V, a.dv_stride = dv_stride * step;
-    strips.push_back({strip, a});
+    strips.push_back({strip, attention::adjoint_of(all, strip, group)});
+    strips.back().adjoint.add = &strips == &far;
   };
   for (const AttentionSequence& seq : sequences)
     for (std::int64_t group = 0; group < G; ++group) {

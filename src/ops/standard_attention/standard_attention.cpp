@@ -77,16 +77,11 @@ void standard_attention_forward(std::span<const AttentionSequence> sequences, co
                                 std::int64_t v_stride, T* out, std::int64_t out_stride, T* probabilities, int threads) {
   const TimedOperator timed("standard_attention");
   constexpr const char* where = "standard_attention.forward";
-  attention::check(where, sequences, shape, false);
-  const std::int64_t H = shape.heads, G = shape.kv_heads, K = shape.key_width, V = shape.value_width;
-  const auto [q_rows, k_rows] = attention::extent(sequences);
-  check_rows(where, "q", q_rows, H * K, q, q_stride);
-  check_rows(where, "k", k_rows, G * K, k, k_stride);
-  check_rows(where, "v", k_rows, G * V, v, v_stride);
-  check_rows(where, "out", q_rows, H * V, out, out_stride);
+  const auto in = attention::checked_inputs(where, sequences, shape, false, q, q_stride, k, k_stride, v, v_stride,
+                                            "out", static_cast<const T*>(out), out_stride);
+  const std::int64_t V = shape.value_width;
   const std::vector<std::int64_t> at = offsets(where, sequences, shape);
   check_array(where, "probabilities", at.back(), probabilities);
-  const attention::Inputs<T> in{q, k, v, q_stride, k_stride, v_stride};
   const std::vector<Head<T>> heads = heads_of(sequences, shape, in, [&](Head<T>& head, std::size_t s, std::int64_t h) {
     head.probabilities = probabilities + at[s] + h * sequences[s].q_count * sequences[s].k_count;
     head.out = out + sequences[s].q_begin * out_stride + h * V, head.out_stride = out_stride;
@@ -106,20 +101,13 @@ void standard_attention_backward(std::span<const AttentionSequence> sequences, c
                                  std::int64_t dv_stride, int threads) {
   const TimedOperator timed("standard_attention");
   constexpr const char* where = "standard_attention.backward";
-  attention::check(where, sequences, shape, true);
+  const auto in = attention::checked_inputs(where, sequences, shape, true, q, q_stride, k, k_stride, v, v_stride,
+                                            "dout", dout, dout_stride);
+  attention::check_gradients<T>(where, sequences, shape, dq, dq_stride, dk, dk_stride, dv, dv_stride);
   const std::int64_t H = shape.heads, G = shape.kv_heads, K = shape.key_width, V = shape.value_width;
-  const attention::Range rows = attention::extent(sequences);
-  const std::int64_t q_rows = rows.begin, k_rows = rows.end;
-  check_rows(where, "q", q_rows, H * K, q, q_stride);
-  check_rows(where, "k", k_rows, G * K, k, k_stride);
-  check_rows(where, "v", k_rows, G * V, v, v_stride);
-  check_rows(where, "dout", q_rows, H * V, dout, dout_stride);
-  check_rows(where, "dq", q_rows, H * K, dq, dq_stride);
-  check_rows(where, "dk", k_rows, G * K, dk, dk_stride);
-  check_rows(where, "dv", k_rows, G * V, dv, dv_stride);
+  const std::int64_t q_rows = attention::extent(sequences).begin;
   const std::vector<std::int64_t> at = offsets(where, sequences, shape);
   check_array(where, "probabilities", at.back(), probabilities);
-  const attention::Inputs<T> in{q, k, v, q_stride, k_stride, v_stride};
   std::vector<T> means(static_cast<std::size_t>(q_rows * H));
   const std::vector<Head<T>> heads = heads_of(sequences, shape, in, [&](Head<T>& head, std::size_t s, std::int64_t h) {
     const AttentionSequence& seq = sequences[s];
