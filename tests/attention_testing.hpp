@@ -8,6 +8,8 @@
 #include <functional>
 #include <vector>
 
+#include "base/attention.hpp"
+#include "base/cpu_features.hpp"
 #include "loglinear/attention.hpp"
 #include "op_testing.hpp"
 
@@ -145,6 +147,67 @@ void expect_rows(const Grid<T>& got, const Grid<double>& want, double bound, con
     if (want.width > 0 && std::isnan(want(r, 0)))
       for (std::int64_t c = 0; c < want.width; ++c) numbers(r, c) = 0;
   expect_close(numbers, expected, bound, what);
+}
+
+// The gradients of a Problem (what each operator's test makes of AttentionProblem) against the adjoint of its
+// definition.
+template <class Problem>
+void expect_gradients_of_definition(const Problem& p, double bound) {
+  const auto g = p.backward();
+  const auto want = p.definition();
+  expect_rows(g.dq, want.dq, bound, "dq");
+  expect_rows(g.dk, want.dk, bound, "dk");
+  expect_rows(g.dv, want.dv, bound, "dv");
+}
+
+// Output and gradients with every instruction set that this program has for this CPU, forced.
+template <class Problem>
+void expect_definition_on_every_instruction_set(const Problem& p, double bound, double gradient_bound) {
+  for (const std::string& name : instruction_sets()) {
+    SCOPED_TRACE(name);
+    force_instruction_set(name);
+    ASSERT_EQ(instruction_set_name(attention::instruction_set()), name);
+    expect_rows(p.forward().out, p.definition().out, bound, "out");
+    expect_gradients_of_definition(p, gradient_bound);
+  }
+  force_instruction_set("");
+}
+
+// Up to three sequences of any lengths, some with a cache, gaps between their rows.
+template <class Integer>
+Sequences random_sequences(const Integer& integer) {
+  Sequences sequences;
+  std::int64_t q_at = 0, k_at = 0;
+  for (std::int64_t i = integer(0, 4); i > 0; --i) {
+    const std::int64_t n = integer(0, 150), extra = integer(0, 100);
+    q_at += integer(0, 3), k_at += integer(0, 3);
+    sequences.push_back({q_at, n, k_at, n + extra});
+    q_at += n, k_at += n + extra;
+  }
+  return sequences;
+}
+
+// After a NaN at token `at` of group 1 (of 2, two heads each) of the first of two packed sequences (150, 80 tokens):
+// the gradients that it must not reach. of_query: the NaN is in a query, else in a key or value.
+template <class Gradients>
+void expect_same_where_unreached(const Gradients& got, const Gradients& want, const AttentionShape& shape,
+                                 std::int64_t at, bool of_query) {
+  const std::int64_t K = shape.key_width, V = shape.value_width;
+  for (std::int64_t n = 0; n < 230; ++n) {
+    // The other sequence, the other group, and queries before the NaN.
+    for (std::int64_t c = 0; c < 4 * K; ++c)
+      if (n >= 150 || c < 2 * K || n < at) {
+        ASSERT_EQ(got.dq(n, c), want.dq(n, c));
+      }
+    for (std::int64_t c = 0; c < 2 * K; ++c)
+      if (n >= 150 || c < K || (of_query && n > at)) {
+        ASSERT_EQ(got.dk(n, c), want.dk(n, c));
+      }
+    for (std::int64_t c = 0; c < 2 * V; ++c)
+      if (n >= 150 || c < V || (of_query && n > at)) {
+        ASSERT_EQ(got.dv(n, c), want.dv(n, c));
+      }
+  }
 }
 
 }  // namespace loglinear::testing

@@ -170,37 +170,18 @@ TYPED_TEST(SparseAttention, nan_stays_where_it_is_seen) {
 RC_GTEST_PROP(SparseAttentionProperty, random_shapes, ()) {
   const auto small = [](std::int64_t low, std::int64_t high) { return *rc::gen::inRange<std::int64_t>(low, high); };
   const std::int64_t G = small(1, 4);
-  Sequences sequences;
-  std::int64_t q_at = 0, k_at = 0;
-  for (std::int64_t i = small(0, 4); i > 0; --i) {
-    const std::int64_t n = small(0, 150), extra = small(0, 100);
-    q_at += small(0, 3), k_at += small(0, 3);
-    sequences.push_back({q_at, n, k_at, n + extra});
-    q_at += n, k_at += n + extra;
-  }
+  const Sequences sequences = random_sequences(small);
   const Problem<double> p(sequences, shape_of(G * small(1, 4), G, small(1, 20), small(1, 20)),
                           {small(1, 120), small(0, 60)});
   expect_rows(p.forward().out, p.definition().out, 1e-12, "out");
   RC_ASSERT(!::testing::Test::HasFailure());
 }
 
-// Every instruction set that this program has for this CPU, forced; decoding steps (one query) included.
+// Decoding steps (one query) included.
 TYPED_TEST(SparseAttention, instruction_sets) {
   using T = TypeParam;
-  for (const std::string& name : instruction_sets()) {
-    SCOPED_TRACE(name);
-    force_instruction_set(name);
-    ASSERT_EQ(instruction_set_name(attention::instruction_set()), name);
-    const Problem<T> p({{0, 150, 0, 150}, {150, 1, 150, 230}, {151, 3, 380, 100}}, shape_of(6, 2, 19, 21), {40, 7}, 3);
-    const auto o = p.forward();
-    const auto g = p.backward();
-    const auto want = p.definition();
-    expect_rows(o.out, want.out, 8 * kBound<T>, "out");
-    expect_rows(g.dq, want.dq, 30 * kBound<T>, "dq");
-    expect_rows(g.dk, want.dk, 30 * kBound<T>, "dk");
-    expect_rows(g.dv, want.dv, 30 * kBound<T>, "dv");
-  }
-  force_instruction_set("");
+  const Problem<T> p({{0, 150, 0, 150}, {150, 1, 150, 230}, {151, 3, 380, 100}}, shape_of(6, 2, 19, 21), {40, 7}, 3);
+  expect_definition_on_every_instruction_set(p, 8 * kBound<T>, 30 * kBound<T>);
 }
 
 TEST(SparseAttention, errors) {

@@ -63,11 +63,7 @@ TYPED_TEST(StandardAttention, gradients_of_the_definition) {
       for (const Sequences& sequences :
            {packed({1, 0, 150, 66, 203}), Sequences{{2, 3, 1, 80}, {5, 0, 81, 2}, {6, 140, 83, 290}}}) {
         const Problem<T> p(sequences, shape_of(6, 2, 9, 5, window, 0.4, causal), 2);
-        const auto g = p.backward();
-        const auto want = p.definition();
-        expect_rows(g.dq, want.dq, 30 * kBound<T>, "dq");
-        expect_rows(g.dk, want.dk, 30 * kBound<T>, "dk");
-        expect_rows(g.dv, want.dv, 30 * kBound<T>, "dv");
+        expect_gradients_of_definition(p, 30 * kBound<T>);
       }
 }
 
@@ -111,7 +107,6 @@ TYPED_TEST(StandardAttention, nan_is_causal) {
     const auto clean_gradients = p.backward();
     (where == 0 ? p.q(at, 2 * K) : where == 1 ? p.k(at, K) : p.v(at, V)) = std::numeric_limits<T>::quiet_NaN();
     const auto dirty = p.forward();
-    const auto gradients = p.backward();
     for (std::int64_t n = 0; n < 230; ++n) {
       for (std::int64_t c = 0; c < 4 * V; ++c) {
         const std::int64_t h = c / V;
@@ -123,39 +118,16 @@ TYPED_TEST(StandardAttention, nan_is_causal) {
         else
           ASSERT_EQ(dirty.out(n, c), clean.out(n, c)) << where << ": " << n << ", " << c;
       }
-      for (std::int64_t c = 0; c < 4 * K; ++c)
-        if (n >= 150 || c < 2 * K || n < at) {
-          ASSERT_EQ(gradients.dq(n, c), clean_gradients.dq(n, c));
-        }
-      for (std::int64_t c = 0; c < 2 * K; ++c)
-        if (n >= 150 || c < K || (where == 0 && n > at)) {
-          ASSERT_EQ(gradients.dk(n, c), clean_gradients.dk(n, c));
-        }
-      for (std::int64_t c = 0; c < 2 * V; ++c)
-        if (n >= 150 || c < V || (where == 0 && n > at)) {
-          ASSERT_EQ(gradients.dv(n, c), clean_gradients.dv(n, c));
-        }
     }
+    expect_same_where_unreached(p.backward(), clean_gradients, p.shape, at, where == 0);
   }
 }
 
-// Every instruction set that this program has for this CPU, forced; decoding steps (one query) included.
+// Decoding steps (one query) included.
 TYPED_TEST(StandardAttention, instruction_sets) {
   using T = TypeParam;
-  for (const std::string& name : instruction_sets()) {
-    SCOPED_TRACE(name);
-    force_instruction_set(name);
-    ASSERT_EQ(instruction_set_name(attention::instruction_set()), name);
-    const Problem<T> p({{0, 150, 0, 150}, {150, 1, 150, 230}, {151, 3, 380, 100}}, shape_of(6, 2, 19, 21), 3);
-    const auto o = p.forward();
-    const auto g = p.backward();
-    const auto want = p.definition();
-    expect_rows(o.out, want.out, 8 * kBound<T>, "out");
-    expect_rows(g.dq, want.dq, 30 * kBound<T>, "dq");
-    expect_rows(g.dk, want.dk, 30 * kBound<T>, "dk");
-    expect_rows(g.dv, want.dv, 30 * kBound<T>, "dv");
-  }
-  force_instruction_set("");
+  const Problem<T> p({{0, 150, 0, 150}, {150, 1, 150, 230}, {151, 3, 380, 100}}, shape_of(6, 2, 19, 21), 3);
+  expect_definition_on_every_instruction_set(p, 8 * kBound<T>, 30 * kBound<T>);
 }
 
 TEST(StandardAttention, errors) {
