@@ -29,10 +29,10 @@ struct Mechanism {
   const char* memory;    // order of what a forward call takes beyond its inputs
   const char* state;     // what has to be kept of T tokens to read one more; "-" when it does not stream
   const char* source;    // the paper
-  bool forward;          // computes whole sequences; otherwise only one token after others that are cached
-  bool train;            // has a backward
-  bool stream;           // one token at a time, from a state
-  bool causal;           // no token sees a later one
+  bool forward = true;   // computes whole sequences; otherwise only one token after others that are cached
+  bool train = true;     // has a backward
+  bool stream = true;    // one token at a time, from a state
+  bool causal = true;    // no token sees a later one
   // Bytes of that state in float32 before the last of T tokens is read; 0 when it does not stream.
   double (*state_bytes)(const Sizes&);
 };

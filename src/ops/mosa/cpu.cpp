@@ -6,8 +6,8 @@
 #include <hwy/highway.h>
 
 #include <algorithm>
-#include <cmath>
 
+#include "base/attention.hpp"
 #include "base/matrix-inl.h"
 #include "base/pool.hpp"
 #include "base/vector_math.hpp"
@@ -18,8 +18,6 @@ namespace loglinear::mosa {
 namespace HWY_NAMESPACE {
 namespace {
 
-using loglinear::HWY_NAMESPACE::Epilogue;
-using loglinear::HWY_NAMESPACE::Part;
 using loglinear::HWY_NAMESPACE::product;
 using loglinear::HWY_NAMESPACE::transpose;
 
@@ -47,12 +45,9 @@ struct Head {
   const std::int64_t D, d, k, begin;
   const std::int64_t* const chosen;  // (k)
   const T* const scores;             // of the sequence
-  const std::int64_t qkv_stride, row, keys_stride;
-  const T scale;
-  Matrix<T> qkv_memory = scratch<T>(k, qkv_stride), keys_memory = scratch<T>(d, keys_stride);
-  Matrix<T> weights_memory = scratch<T>(kTile, keys_stride), tokens_memory = scratch<T>(kTile, row);
-  T *const qkv = qkv_memory.get(), *const keys = keys_memory.get();  // (k, 3 d) and K^T (d, k)
-  T *const weights = weights_memory.get(), *const tokens = tokens_memory.get();
+  const std::int64_t qkv_stride, row;
+  Matrix<T> qkv_memory = scratch<T>(k, qkv_stride), tokens_memory = scratch<T>(kTile, row);
+  T *const qkv = qkv_memory.get(), *const tokens = tokens_memory.get();  // (k, 3 d)
 
   Head(const Plan<T>& p, std::int64_t s, std::int64_t e)
       : plan(p),
@@ -65,9 +60,7 @@ struct Head {
         chosen(p.chosen.data() + e * p.R() + p.rows[s]),
         scores(p.scores.data() + e * p.N() + begin),
         qkv_stride(p.qkv_stride()),
-        row(row_stride(D)),
-        keys_stride(row_stride(k)),
-        scale(static_cast<T>(1 / std::sqrt(static_cast<double>(d)))) {}
+        row(row_stride(D)) {}
 
   // The chosen tokens' rows of an array like x.
   void gather(const T* from, std::int64_t stride, std::int64_t first, std::int64_t count) {
@@ -105,47 +98,29 @@ struct Head {
       deep_product<T>(count, 3 * d, D, tokens, row, 1, w.of(head), w.stride, to, qkv_stride);
       turn(count, chosen + first, false, to, qkv_stride, 2, d);
     }
-    transpose(k, d, qkv + d, qkv_stride, keys, keys_stride);
   }
 
-  // weights = exp(scores - their largest) for queries [first, first + count), each row as far as its diagonal; sums:
-  // one over the sum of each.
-  void weigh(std::int64_t first, std::int64_t count, T* one_over) {
-    product<T>(count, first + count, d, qkv + first * qkv_stride, qkv_stride, 1, keys, keys_stride, weights,
-               keys_stride, {.alpha = scale});
-    for (std::int64_t i = 0; i < count; ++i) {
-      T* to = weights + i * keys_stride;
-      const std::int64_t seen = first + i + 1;
-      one_over[i] = T(1) / vec::exp_sum(seen, to, vec::max(seen, to), to);
-    }
+  // The chosen tokens stand in the order of their positions: causal attention among k tokens.
+  attention::Strip<T> strip() const {
+    AttentionShape one;
+    one.heads = one.kv_heads = 1, one.key_width = one.value_width = d;
+    return attention::strip_of<T>({qkv, qkv + d, qkv + 2 * d, qkv_stride, qkv_stride, qkv_stride}, {0, k, 0, k}, one, 0,
+                                  attention::lags_of(one));
   }
 
-  // C = diag(row_scale) W B for W (count, first + count), whose last count columns are a lower triangle.
-  void causal_product(std::int64_t first, std::int64_t count, std::int64_t N, const T* w, const T* b, std::int64_t ldb,
-                      const T* row_scale, T* c, std::int64_t ldc) {
-    product<T>(count, N, count, w + first, keys_stride, 1, b + first * ldb, ldb, c, ldc,
-               {.row_scale = row_scale, .part = Part::lower_a});
-    if (first > 0)
-      product<T>(count, N, first, w, keys_stride, 1, b, ldb, c, ldc, {.beta = T(1), .row_scale = row_scale});
-  }
-
-  // C += W^T B, the same W: rows of C are tokens [0, first + count).
-  void add_transposed_product(std::int64_t first, std::int64_t count, std::int64_t N, const T* w, const T* b,
-                              std::int64_t ldb, T* c, std::int64_t ldc) {
-    product<T>(count, N, count, w + first, 1, keys_stride, b, ldb, c + first * ldc, ldc,
-               {.beta = T(1), .part = Part::upper_a});
-    if (first > 0) product<T>(first, N, count, w, 1, keys_stride, b, ldb, c, ldc, {.beta = T(1)});
+  // A (k, d) and, if wanted, the log sums (k) that its adjoint asks for.
+  void attend_chosen(T* to, std::int64_t stride, T* log_sums) const {
+    attention::Online<T> online;
+    online.out = to, online.out_stride = stride, online.log_sums = log_sums, online.stat_stride = 1;
+    for (std::int64_t first = 0; first < k; first += attention::kColumns)
+      attention::forward(strip(), online, first, std::min(k, first + attention::kColumns));
   }
 
   void attend(T* attended) {
     project();
-    T factor[kTile];
-    for (std::int64_t first = 0; first < k; first += kTile) {
-      const std::int64_t count = std::min(kTile, k - first), stride = plan.attended_stride();
-      weigh(first, count, factor);
-      for (std::int64_t i = 0; i < count; ++i) factor[i] *= scores[chosen[first + i]];
-      causal_product(first, count, d, weights, qkv + 2 * d, qkv_stride, factor, attended + first * stride, stride);
-    }
+    const std::int64_t stride = plan.attended_stride();
+    attend_chosen(attended, stride, nullptr);
+    for (std::int64_t i = 0; i < k; ++i) vec::scale(d, scores[chosen[i]], attended + i * stride, attended + i * stride);
   }
 
   // dqkv (k, gradient_stride), and this sequence's part of the weights' gradients ADDED to dout (d, row), dweights
@@ -153,51 +128,33 @@ struct Head {
   void backward(const T* dy, std::int64_t dy_stride, const Panels<T>& out_transposed, T* dqkv, T* dout, T* dweights) {
     project();
     const std::int64_t width = row_stride(d), stride = plan.gradient_stride();
-    const Matrix<T> values_memory = scratch<T>(d, keys_stride), dscores_memory = scratch<T>(kTile, keys_stride);
-    const Matrix<T> sums_memory = scratch<T>(2 * k + 3 * kTile, width);
-    T *const values = values_memory.get(), *const dscores = dscores_memory.get();  // V^T (d, k)
-    T *const dk = sums_memory.get(), *const dv = dk + k * width, *const dq = dv + k * width;
-    T *const attended = dq + kTile * width, *const dattended = attended + kTile * width;
-    std::fill_n(dk, 2 * k * width, T(0));
-    transpose(k, d, qkv + 2 * d, qkv_stride, values, keys_stride);
-    T one_over[kTile], mean[kTile];
+    const Matrix<T> sums_memory = scratch<T>(2 * k + kTile, width), log_sums = scratch<T>(k, 1);
+    T *const attended = sums_memory.get(), *const dattended = attended + k * width;  // A and its gradient
+    T* const weighted = dattended + k * width;                                       // r A of a tile
+    attend_chosen(attended, width, log_sums.get());
+    // y = (r A) W_O: dW_O, then the gradients of r and A.
     for (std::int64_t first = 0; first < k; first += kTile) {
       const std::int64_t count = std::min(kTile, k - first);
-      const T* const queries = qkv + first * qkv_stride;
       gather(dy, dy_stride, first, count);
-      weigh(first, count, one_over);
       for (std::int64_t i = 0; i < count; ++i)
-        vec::scale(first + i + 1, one_over[i], weights + i * keys_stride, weights + i * keys_stride);
-      causal_product(first, count, d, weights, qkv + 2 * d, qkv_stride, nullptr, attended, width);
-      // y = (r A) W_O: dW_O, then the gradients of r and A.
-      for (std::int64_t i = 0; i < count; ++i)
-        vec::scale(d, scores[chosen[first + i]], attended + i * width, dq + i * width);
-      product<T>(d, D, count, dq, 1, width, tokens, row, dout, row, {.beta = T(1)});
-      deep_product<T>(count, d, D, tokens, row, 1, out_transposed.of(head), out_transposed.stride, dattended, width);
+        vec::scale(d, scores[chosen[first + i]], attended + (first + i) * width, weighted + i * width);
+      product<T>(d, D, count, weighted, 1, width, tokens, row, dout, row, {.beta = T(1)});
+      T* const da = dattended + first * width;
+      deep_product<T>(count, d, D, tokens, row, 1, out_transposed.of(head), out_transposed.stride, da, width);
       for (std::int64_t i = 0; i < count; ++i) {
         const T r = scores[chosen[first + i]];
-        const T dr = vec::dot(d, dattended + i * width, attended + i * width);
+        const T dr = vec::dot(d, da + i * width, attended + (first + i) * width);
         dqkv[(first + i) * stride + 3 * d] = dr * r * (T(1) - r);
-        mean[i] = r * dr;
-        vec::scale(d, r, dattended + i * width, dattended + i * width);
+        vec::scale(d, r, da + i * width, da + i * width);
       }
-      product<T>(count, first + count, d, dattended, width, 1, values, keys_stride, dscores, keys_stride);
-      for (std::int64_t i = 0; i < count; ++i) {
-        const T* const p = weights + i * keys_stride;
-        T* const ds = dscores + i * keys_stride;
-        for (std::int64_t j = 0; j <= first + i; ++j) ds[j] = scale * p[j] * (ds[j] - mean[i]);
-      }
-      causal_product(first, count, d, dscores, qkv + d, qkv_stride, nullptr, dq, width);
-      turn(count, chosen + first, true, dq, width, 1, 0);
-      for (std::int64_t i = 0; i < count; ++i) std::copy_n(dq + i * width, d, dqkv + (first + i) * stride);
-      add_transposed_product(first, count, d, dscores, queries, qkv_stride, dk, width);
-      add_transposed_product(first, count, d, weights, dattended, width, dv, width);
     }
-    turn(k, chosen, true, dk, width, 1, 0);
-    for (std::int64_t i = 0; i < k; ++i) {
-      std::copy_n(dk + i * width, d, dqkv + i * stride + d);
-      std::copy_n(dv + i * width, d, dqkv + i * stride + 2 * d);
-    }
+    attention::Adjoint<T> adjoint;
+    adjoint.out = attended, adjoint.dout = dattended, adjoint.log_sums = log_sums.get();
+    adjoint.out_stride = adjoint.dout_stride = width, adjoint.stat_stride = 1;
+    adjoint.dq = dqkv, adjoint.dk = dqkv + d, adjoint.dv = dqkv + 2 * d;
+    adjoint.dq_stride = adjoint.dk_stride = adjoint.dv_stride = stride;
+    attention::backward(strip(), adjoint, {0, k}, {0, k});
+    turn(k, chosen, true, dqkv, stride, 2, d);
     for (std::int64_t first = 0; first < k; first += kTile) {
       const std::int64_t count = std::min(kTile, k - first);
       gather(plan.x, plan.x_stride, first, count);

@@ -37,8 +37,8 @@ struct Plan {
   std::int64_t R() const { return rows.back(); }
   // Pairs of columns that the rotary embedding turns.
   std::int64_t pairs() const { return shape.head_width / 4; }
-  // A row of queries, keys and values side by side: the matrix kernel may read a vector beyond the values.
-  std::int64_t qkv_stride() const { return row_stride(2 * shape.head_width + padded(shape.head_width)); }
+  // A row of queries, keys and values side by side.
+  std::int64_t qkv_stride() const { return row_stride(3 * shape.head_width); }
   // A row of their gradients and, last, that of the router's product.
   std::int64_t gradient_width() const { return 3 * shape.head_width + 1; }
   std::int64_t gradient_stride() const { return row_stride(gradient_width()); }
