@@ -53,17 +53,4 @@ void delta_gates_backward(std::int64_t N, std::int64_t H, const T* a, std::int64
                           std::int64_t da_stride, T* db, std::int64_t db_stride, T* ddt_bias, T* dA_log,
                           int threads = 0);
 
-// Level scales of both:  level_scales[n, h, l] = factor * softplus(level[h, l] * dl[n, h, l])
-//
-//   dl (N, H * L), head-major   level (H, L), the parameter L   level_scales (N, H, L)
-template <class T>
-void level_scales_forward(std::int64_t N, std::int64_t H, std::int64_t L, const T* dl, std::int64_t dl_stride,
-                          const T* level, T factor, T* level_scales, int threads = 0);
-
-// ddl (N, H * L) is written; dlevel (H, L) is added to.
-template <class T>
-void level_scales_backward(std::int64_t N, std::int64_t H, std::int64_t L, const T* dl, std::int64_t dl_stride,
-                           const T* level, T factor, const T* dlevel_scales, T* ddl, std::int64_t ddl_stride, T* dlevel,
-                           int threads = 0);
-
 }  // namespace loglinear

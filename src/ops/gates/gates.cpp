@@ -213,53 +213,6 @@ void delta_gates_backward(std::int64_t N, std::int64_t H, const T* a, std::int64
   }
 }
 
-template <class T>
-void level_scales_forward(std::int64_t N, std::int64_t H, std::int64_t L, const T* dl, std::int64_t dl_stride,
-                          const T* level, T factor, T* level_scales, int threads) {
-  const TimedOperator timed("gates");
-  constexpr const char* where = "level_scales.forward";
-  check_sizes(where, {N, H, L});
-  const std::int64_t width = H * L;
-  check_rows(where, "dl", N, width, dl, dl_stride);
-  check_rows(where, "level_scales", N, width, level_scales, width);
-  if (N > 0) check_array(where, "level", width, level);
-  for_row_blocks(N, width, threads, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t n = begin; n < end; ++n) {
-      T* to = level_scales + n * width;
-      vec::scaled_product(width, T(1), level, dl + n * dl_stride, to);
-      vec::softplus(width, to, to);
-      vec::scale(width, factor, to, to);
-    }
-  });
-}
-
-template <class T>
-void level_scales_backward(std::int64_t N, std::int64_t H, std::int64_t L, const T* dl, std::int64_t dl_stride,
-                           const T* level, T factor, const T* dlevel_scales, T* ddl, std::int64_t ddl_stride, T* dlevel,
-                           int threads) {
-  const TimedOperator timed("gates");
-  constexpr const char* where = "level_scales.backward";
-  check_sizes(where, {N, H, L});
-  const std::int64_t width = H * L;
-  check_rows(where, "dl", N, width, dl, dl_stride);
-  check_rows(where, "dlevel_scales", N, width, dlevel_scales, width);
-  check_rows(where, "ddl", N, width, ddl, ddl_stride);
-  if (N > 0) {
-    check_array(where, "level", width, level);
-    check_array(where, "dlevel", width, dlevel);
-  }
-  add_row_sums(N, width, dlevel, threads, [&](std::int64_t begin, std::int64_t end, T* part) {
-    std::vector<T> product(static_cast<std::size_t>(width));
-    for (std::int64_t n = begin; n < end; ++n) {
-      const T* in = dl + n * dl_stride;
-      vec::scaled_product(width, T(1), level, in, product.data());
-      vec::softplus_backward(width, product.data(), dlevel_scales + n * width, product.data());
-      vec::add_product(width, factor, product.data(), in, part);
-      vec::scaled_product(width, factor, product.data(), level, ddl + n * ddl_stride);
-    }
-  });
-}
-
 #define LOGLINEAR_GATES(T)                                                                                           \
   template void mamba2_gates_forward(std::int64_t, std::int64_t, std::int64_t, const T*, std::int64_t, const T*,     \
                                      const T*, const T*, std::int64_t, T*, T*, std::int64_t, int);                   \
@@ -274,11 +227,7 @@ void level_scales_backward(std::int64_t N, std::int64_t H, std::int64_t L, const
                                     const T*, const T*, T*, T*, int);                                                \
   template void delta_gates_backward(std::int64_t, std::int64_t, const T*, std::int64_t, const T*, std::int64_t,     \
                                      const T*, const T*, const T*, const T*, T*, std::int64_t, T*, std::int64_t, T*, \
-                                     T*, int);                                                                       \
-  template void level_scales_forward(std::int64_t, std::int64_t, std::int64_t, const T*, std::int64_t, const T*, T,  \
-                                     T*, int);                                                                       \
-  template void level_scales_backward(std::int64_t, std::int64_t, std::int64_t, const T*, std::int64_t, const T*, T, \
-                                      const T*, T*, std::int64_t, T*, int);
+                                     T*, int);
 LOGLINEAR_GATES(float)
 LOGLINEAR_GATES(double)
 #undef LOGLINEAR_GATES

@@ -7,34 +7,29 @@ namespace {
 // Every array of every gate; each test uses what it needs.
 template <class T>
 struct Problem {
-  std::int64_t N, H, P, L;
-  T factor = T(1.5);
-  Grid<T> raw, b, x, dl;             // inputs with row strides
-  Grid<T> dt_bias, A_log, D, level;  // parameters
-  Grid<T> dg, dbeta, dv, dscales;    // gradients of outputs
+  std::int64_t N, H, P;
+  Grid<T> raw, b, x;          // inputs with row strides
+  Grid<T> dt_bias, A_log, D;  // parameters
+  Grid<T> dg, dbeta, dv;      // gradients of outputs
 
-  Problem(std::int64_t N_, std::int64_t H_, std::int64_t P_, std::int64_t L_, std::int64_t padding = 2)
+  Problem(std::int64_t N_, std::int64_t H_, std::int64_t P_, std::int64_t padding = 2)
       : N(N_),
         H(H_),
         P(P_),
-        L(L_),
         raw(N, H, padding),
         b(N, H, padding + 1),
         x(N, H * P, padding),
-        dl(N, H * L, padding),
         dt_bias(1, H),
         A_log(1, H),
         D(1, H),
-        level(H, L),
         dg(N, H),
         dbeta(N, H),
-        dv(N, H * P, padding),
-        dscales(N, H * L) {
+        dv(N, H * P, padding) {
     Random random(17, static_cast<std::uint64_t>(H));
-    raw.fill(random, -6, 6), b.fill(random, -6, 6), x.fill(random), dl.fill(random, -3, 3);
-    dt_bias.fill(random, -3, 0), A_log.fill(random, 0, 2), D.fill(random), level.fill(random, 0.5, 1.5);
-    dg.fill(random), dbeta.fill(random), dv.fill(random), dscales.fill(random);
-    if (N > 1) raw(1, 0) = 30, dl(1, 0) = 40;  // the linear part of softplus
+    raw.fill(random, -6, 6), b.fill(random, -6, 6), x.fill(random);
+    dt_bias.fill(random, -3, 0), A_log.fill(random, 0, 2), D.fill(random);
+    dg.fill(random), dbeta.fill(random), dv.fill(random);
+    if (N > 1) raw(1, 0) = 30;  // the linear part of softplus
   }
 
   struct Mamba {
@@ -90,18 +85,6 @@ struct Problem {
                             o.dA_log.ptr(), threads);
     return o;
   }
-  Grid<T> scales(int threads = 0) const {
-    Grid<T> out(N, H * L);
-    level_scales_forward<T>(N, H, L, dl.ptr(), dl.stride, level.ptr(), factor, out.ptr(), threads);
-    return out;
-  }
-  std::pair<Grid<T>, Grid<T>> scales_backward(int threads = 0, double start = 0) const {
-    Grid<T> ddl(N, H * L, 3), dlevel(H, L);
-    dlevel.fill(start);
-    level_scales_backward<T>(N, H, L, dl.ptr(), dl.stride, level.ptr(), factor, dscales.ptr(), ddl.ptr(), ddl.stride,
-                             dlevel.ptr(), threads);
-    return {ddl, dlevel};
-  }
 };
 
 template <class T>
@@ -113,8 +96,8 @@ TYPED_TEST(Gates, definitions) {
   for (std::int64_t N : {0, 1, 30})
     for (std::int64_t H : {1, 5, 16})
       for (std::int64_t P : {1, 9}) {
-        const Problem<T> p(N, H, P, 15);
-        Grid<double> g(N, H), v(N, H * P), beta(N, H), scales(N, H * 15), skip(N, H * P);
+        const Problem<T> p(N, H, P);
+        Grid<double> g(N, H), v(N, H * P), beta(N, H), skip(N, H * P);
         for (std::int64_t n = 0; n < N; ++n)
           for (std::int64_t h = 0; h < H; ++h) {
             const double dt = softplus(static_cast<double>(p.raw(n, h)) + p.dt_bias(0, h));
@@ -124,8 +107,6 @@ TYPED_TEST(Gates, definitions) {
               v(n, i) = p.x(n, i) * dt;
               skip(n, i) = p.dv(n, i) + static_cast<double>(p.D(0, h)) * p.x(n, i);
             }
-            for (std::int64_t l = 0; l < 15; ++l)
-              scales(n, h * 15 + l) = 1.5 * softplus(static_cast<double>(p.level(h, l)) * p.dl(n, h * 15 + l));
           }
         const auto mamba = p.mamba2();
         expect_close(mamba.g, g, 2 * kBound<T>, "g");
@@ -133,13 +114,12 @@ TYPED_TEST(Gates, definitions) {
         const auto delta = p.delta();
         expect_close(delta.g, g, 2 * kBound<T>, "g");
         expect_close(delta.beta, beta, kBound<T>, "beta");
-        expect_close(p.scales(), scales, kBound<T>, "level_scales");
         expect_close(p.skip(), skip, kBound<T>, "skip");
       }
 }
 
 TEST(Gates, mamba2_gradients) {
-  Problem<double> p(40, 3, 4, 15);
+  Problem<double> p(40, 3, 4);
   const auto [draw, dx, ddt_bias, dA_log] = p.mamba2_backward();
   const auto loss = [&] {
     const auto out = p.mamba2();
@@ -153,7 +133,7 @@ TEST(Gates, mamba2_gradients) {
 }
 
 TEST(Gates, skip_gradients) {
-  Problem<double> p(40, 3, 4, 15);
+  Problem<double> p(40, 3, 4);
   const auto [dx, dD] = p.skip_gradients();
   const auto loss = [&] { return weighted_sum(p.dv, p.skip()); };
   expect_gradient(p.x, dx, loss, "dx");
@@ -161,7 +141,7 @@ TEST(Gates, skip_gradients) {
 }
 
 TEST(Gates, delta_gradients) {
-  Problem<double> p(40, 3, 1, 15);
+  Problem<double> p(40, 3, 1);
   const auto [da, db, ddt_bias, dA_log] = p.delta_backward();
   const auto loss = [&] {
     const auto out = p.delta();
@@ -174,21 +154,12 @@ TEST(Gates, delta_gradients) {
   EXPECT_TRUE(da.padding_untouched() && db.padding_untouched());
 }
 
-TEST(Gates, level_scale_gradients) {
-  Problem<double> p(40, 3, 1, 5);
-  const auto [ddl, dlevel] = p.scales_backward();
-  const auto loss = [&] { return weighted_sum(p.dscales, p.scales()); };
-  expect_gradient(p.dl, ddl, loss, "ddl");
-  expect_gradient(p.level, dlevel, loss, "dlevel");
-  EXPECT_TRUE(ddl.padding_untouched());
-}
-
 // Parameters' gradients are added, and float follows double.
 TYPED_TEST(Gates, float_gradients_follow_double_and_are_added) {
   using T = TypeParam;
   const double bound = 20 * kBound<T>;
-  const Problem<T> p(100, 5, 7, 15);
-  const Problem<double> exact(100, 5, 7, 15);
+  const Problem<T> p(100, 5, 7);
+  const Problem<double> exact(100, 5, 7);
   const auto mamba = p.mamba2_backward(0, 0.5);
   const auto mamba_exact = exact.mamba2_backward(0, 0);
   const auto plus = [](Grid<double> grid, double amount) {
@@ -205,67 +176,48 @@ TYPED_TEST(Gates, float_gradients_follow_double_and_are_added) {
   expect_close(delta.db, delta_exact.db, bound, "db");
   expect_close(delta.ddt_bias, plus(delta_exact.ddt_bias, 0.5), bound, "ddt_bias");
   expect_close(delta.dA_log, plus(delta_exact.dA_log, 0.5), bound, "dA_log");
-  expect_close(p.scales_backward(0, 0.5).first, exact.scales_backward().first, bound, "ddl");
-  expect_close(p.scales_backward(0, 0.5).second, plus(exact.scales_backward().second, 0.5), bound, "dlevel");
   expect_close(p.skip_gradients(0, 0.5).first, plus(exact.skip_gradients().first, 0.5), bound, "dx");
   expect_close(p.skip_gradients(0, 0.5).second, plus(exact.skip_gradients().second, 0.5), bound, "dD");
 }
 
 TYPED_TEST(Gates, same_bits_for_any_number_of_threads) {
-  const Problem<TypeParam> p(2500, 3, 17, 15);
+  const Problem<TypeParam> p(2500, 3, 17);
   expect_same_for_threads([&](int t) {
     auto mamba = p.mamba2(t);
     auto dmamba = p.mamba2_backward(t);
     auto delta = p.delta(t);
     auto ddelta = p.delta_backward(t);
-    auto [ddl, dlevel] = p.scales_backward(t);
     auto [dx, dD] = p.skip_gradients(t);
-    return std::vector{mamba.g.data,
-                       mamba.v.data,
-                       dmamba.draw.data,
-                       dmamba.dx.data,
-                       dmamba.dA_log.data,
-                       dmamba.ddt_bias.data,
-                       delta.g.data,
-                       delta.beta.data,
-                       ddelta.da.data,
-                       ddelta.db.data,
-                       ddelta.dA_log.data,
-                       ddelta.ddt_bias.data,
-                       p.scales(t).data,
-                       ddl.data,
-                       dlevel.data,
-                       p.skip(t).data,
-                       dx.data,
-                       dD.data};
+    return std::vector{mamba.g.data,         mamba.v.data,         dmamba.draw.data, dmamba.dx.data, dmamba.dA_log.data,
+                       dmamba.ddt_bias.data, delta.g.data,         delta.beta.data,  ddelta.da.data, ddelta.db.data,
+                       ddelta.dA_log.data,   ddelta.ddt_bias.data, p.skip(t).data,   dx.data,        dD.data};
   });
 }
 
 TYPED_TEST(Gates, nan_stays_in_its_row) {
   using T = TypeParam;
-  Problem<T> p(50, 3, 5, 15);
+  Problem<T> p(50, 3, 5);
   const auto mamba = p.mamba2();
   const auto delta = p.delta();
-  const Grid<T> scales = p.scales(), dx = p.mamba2_backward().dx, da = p.delta_backward().da;
+  const Grid<T> dx = p.mamba2_backward().dx, da = p.delta_backward().da;
   const T nan = std::numeric_limits<T>::quiet_NaN();
-  p.raw(20, 1) = nan, p.b(20, 1) = nan, p.dl(20, 7) = nan;
+  p.raw(20, 1) = nan, p.b(20, 1) = nan;
   const auto dirty = p.mamba2();
   const auto dirty_delta = p.delta();
-  const Grid<T> dirty_scales = p.scales(), dirty_dx = p.mamba2_backward().dx, dirty_da = p.delta_backward().da;
+  const Grid<T> dirty_dx = p.mamba2_backward().dx, dirty_da = p.delta_backward().da;
   for (std::int64_t n = 0; n < 50; ++n) {
     EXPECT_EQ(same_row_bits(dirty.g, mamba.g, n), n != 20);
     EXPECT_EQ(same_row_bits(dirty.v, mamba.v, n), n != 20);
     EXPECT_EQ(same_row_bits(dirty_delta.g, delta.g, n), n != 20);
     EXPECT_EQ(same_row_bits(dirty_delta.beta, delta.beta, n), n != 20);
-    EXPECT_EQ(same_row_bits(dirty_scales, scales, n), n != 20);
     EXPECT_EQ(same_row_bits(dirty_dx, dx, n), n != 20);
     EXPECT_EQ(same_row_bits(dirty_da, da, n), n != 20);
   }
-  EXPECT_TRUE(std::isnan(dirty.g(20, 1)) && std::isnan(dirty_scales(20, 7)));
+  EXPECT_TRUE(std::isnan(dirty.g(20, 1)));
 }
 
 TYPED_TEST(Gates, dx_may_be_dv) {
-  Problem<TypeParam> p(20, 3, 5, 15);
+  Problem<TypeParam> p(20, 3, 5);
   const Grid<TypeParam> want = p.mamba2_backward().dx;
   Grid<TypeParam> draw(20, 3), sums(2, 3);
   sums.fill(0.0);
@@ -287,8 +239,6 @@ TEST(Gates, errors) {
   expect_error([&] { delta_gates_forward<float>(1, 2, x, 2, x, 1, x, x, x, x); }, "b: row stride 1");
   expect_error([&] { delta_gates_backward<float>(1, 2, x, 2, x, 2, x, x, x, nullptr, x, 2, x, 2, x, x); },
                "dbeta is null");
-  expect_error([&] { level_scales_forward<float>(1, 2, 3, x, 5, x, 1, x); }, "dl: row stride 5");
-  expect_error([&] { level_scales_backward<float>(1, 2, 3, x, 6, x, 1, x, x, 6, nullptr); }, "dlevel is null");
 }
 
 }  // namespace
