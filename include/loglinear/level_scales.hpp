@@ -33,6 +33,9 @@ struct LevelShape {
   std::int64_t columns = 0;  // of level_scales: level_columns()
 };
 
+// Levels that the tokens of a sequence of T >= 1 tokens, begun at position 0, read through.
+std::int64_t level_count(std::int64_t T);
+
 // Levels that the operator needs scales for, in a call whose tokens are at positions up to `last`: n for share, whose
 // last scale serves all older levels. For the others more than there are, so that the operator merges no two of them.
 std::int64_t level_columns(LevelPolicy policy, std::int64_t learned, std::int64_t last);

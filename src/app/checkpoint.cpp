@@ -114,6 +114,7 @@ nn::ModelConfig read_config(const fs::path& path, bool as_log_linear) {
                config.family);
   config.unit_scales = true;
   config.num_levels = nn::ModelConfig{}.num_levels;
+  config.trained_levels = 0;
   return nn::resolved(config);
 }
 

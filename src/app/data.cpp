@@ -9,11 +9,13 @@
 
 #include "base/error.hpp"
 #include "base/random.hpp"
+#include "loglinear/level_scales.hpp"
 
 namespace loglinear::app {
 namespace {
 
-constexpr std::uint64_t kOrderStream = std::uint64_t{0x64617461} << 32;  // + epoch
+constexpr std::uint64_t kOrderStream = std::uint64_t{0x64617461} << 32;   // + epoch
+constexpr std::uint64_t kOffsetStream = std::uint64_t{0x6f666673} << 32;  // + step
 
 }  // namespace
 
@@ -74,6 +76,24 @@ void Batch::clear() {
   targets.clear();
   cu_seqlens.assign(1, 0);
   scored = 0;
+  offsets.clear();
+}
+
+void draw_offsets(Batch& batch, double part, std::int64_t levels, std::uint64_t seed, std::uint64_t step) {
+  batch.offsets.assign(batch.cu_seqlens.size() - 1, 0);
+  Random random(seed, kOffsetStream + step);
+  for (std::size_t n = 0; n < batch.offsets.size(); ++n) {
+    const double chance = random.uniform();
+    const std::uint64_t level_bits = random.bits(), place_bits = random.bits();  // as many for every sequence
+    const std::int64_t T = batch.cu_seqlens[n + 1] - batch.cu_seqlens[n], known = level_count(T);
+    if (!(chance < part) || T < 2 || known >= levels) continue;
+    const auto below = [](std::uint64_t bits, std::int64_t range) {
+      return static_cast<std::int64_t>(bits % static_cast<std::uint64_t>(range));
+    };
+    // A token before and one from 2^(level - 1) on read each other through that level.
+    const std::int64_t level = known + below(level_bits, std::min<std::int64_t>(levels, 61) - known);
+    batch.offsets[n] = (std::int64_t{1} << (level - 1)) - 1 - below(place_bits, T - 1);
+  }
 }
 
 void Batch::add(const Text& text, Piece piece, bool end_of_document) {

@@ -54,10 +54,16 @@ struct Batch {
   std::vector<std::int32_t> tokens, targets;  // (N)
   std::vector<std::int64_t> cu_seqlens{0};    // (n + 1)
   std::int64_t scored = 0;                    // targets that are not -1
+  std::vector<std::int64_t> offsets;          // empty, or (n) the position at which each sequence begins
   void clear();
   // end_of_document false: separators are not scored (target -1), so that the loss is about text bytes alone.
   void add(const Text& text, Piece piece, bool end_of_document = true);
 };
+
+// Lets about `part` of the sequences begin at a random position, so that a model of `levels` levels learns scales for
+// those that its sequences are too short for: such a level is drawn, and the place in the sequence where its block
+// ends. The others begin at 0. A pure function of the arguments.
+void draw_offsets(Batch& batch, double part, std::int64_t levels, std::uint64_t seed, std::uint64_t step);
 
 // Where a reader of batches stands.
 struct DataPosition {

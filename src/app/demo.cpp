@@ -275,7 +275,7 @@ void Demo::talk() {
   const nn::ModelConfig& config = model_->config();
   const std::int64_t chunk = default_chunk(config.key_width, config.value_width);
   const std::int64_t last =
-      std::max<std::int64_t>(chunk, std::int64_t{1} << std::clamp<std::int64_t>(config.num_levels - 2, 0, 62));
+      std::max<std::int64_t>(chunk, std::int64_t{1} << std::clamp<std::int64_t>(config.trained_levels - 2, 0, 62));
   const auto live_at = [&](std::int64_t at) {
     return std::popcount(static_cast<std::uint64_t>(at % last / chunk)) + (at >= last ? 1 : 0);
   };

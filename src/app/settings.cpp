@@ -58,6 +58,8 @@ void apply_settings(TrainSettings& settings, const nlohmann::json& json, const s
       reader.texts(name, value);
     } else if (name == "mixer") {
       reader.choice(name, value, nn::family_names());
+    } else if (name == "level-policy") {
+      reader.choice(name, value, nn::level_policy_names());
     } else if (name == "packing") {
       reader.choice(name, value, kPackings);
     } else if (name == "schedule") {

@@ -45,6 +45,12 @@ void for_each_setting(Settings& s, F&& f) {
   f("conv-width", s.conv_width, SettingRange{1, 64}, "Model", "taps of the short convolution");
   f("mlp-width", s.mlp_width, SettingRange{0, 1 << 24}, "Model", "hidden width of the MLP; 0: about 8/3 D");
   f("levels", s.levels, SettingRange{1, 64}, "Model", "levels L of the log-linear mixers");
+  f("level-policy", s.level_policy, none, "Model",
+    "what levels beyond the trained ones are read with: share, stretch or routed (docs/quality.md)");
+  f("trained-levels", s.trained_levels, SettingRange{0, 64}, "Model",
+    "levels that have scales of their own; 0: those of --seq-len, all with --position-offsets");
+  f("position-offsets", s.position_offsets, SettingRange{0, 1}, "Model",
+    "part of the sequences that begin at a random position, so that every level is trained");
   f("window", s.window, SettingRange{0, kLargest}, "Model",
     "newest tokens that one sees; 0: 256 for sliding_window and local_strided, all for flash, standard, mosa");
   f("stride", s.stride, SettingRange{0, kLargest}, "Model", "local_strided: of the older tokens that one sees; 0: 64");

@@ -34,10 +34,11 @@ constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 // Settings that decide which model is trained on which sequences: a resumed run must keep them.
 constexpr const char* kFixed[] = {
-    "mixer",        "hidden-size",       "layers",    "heads",      "groups",  "key-width", "value-width",
-    "kv-heads",     "conv-width",        "mlp-width", "levels",     "window",  "stride",    "dense-heads",
-    "routed-heads", "sparsity",          "norm-eps",  "rope-theta", "packing", "seq-len",   "batch-tokens",
-    "seed",         "initializer-range", "accumulate"};
+    "mixer",          "hidden-size",       "layers",     "heads",     "groups",      "key-width",
+    "value-width",    "kv-heads",          "conv-width", "mlp-width", "levels",      "level-policy",
+    "trained-levels", "position-offsets",  "window",     "stride",    "dense-heads", "routed-heads",
+    "sparsity",       "norm-eps",          "rope-theta", "packing",   "seq-len",     "batch-tokens",
+    "seed",           "initializer-range", "accumulate"};
 
 // What changes from step to step and is not in the model or the optimizer: all of it goes into trainer.json.
 struct Progress {
@@ -291,6 +292,9 @@ void Trainer::step() {
   std::vector<Batch> batches;
   do {
     reader_->next(batches.emplace_back());
+    if (s_.position_offsets > 0)
+      draw_offsets(batches.back(), s_.position_offsets, s_.levels, static_cast<std::uint64_t>(s_.seed),
+                   static_cast<std::uint64_t>(p_.step * s_.accumulate) + batches.size() - 1);
     interval_tokens_ += static_cast<double>(batches.back().tokens.size());
     p_.tokens += static_cast<std::int64_t>(batches.back().tokens.size());
   } while (static_cast<std::int64_t>(batches.size()) < s_.accumulate &&
@@ -463,6 +467,13 @@ nn::ModelConfig model_config(const TrainSettings& s) {
   c.num_layers = s.layers;
   c.conv_width = s.conv_width;
   c.num_levels = s.levels;
+  c.trained_levels = s.trained_levels;
+  if (s.trained_levels == 0 && s.position_offsets == 0) c.trained_levels = std::min(s.levels, level_count(s.seq_len));
+  if (s.trained_levels > s.levels)
+    fail_usage("train", "--trained-levels {} is above --levels {}", s.trained_levels, s.levels);
+  const std::vector<std::string> policies = nn::level_policy_names();
+  c.level_policy =
+      static_cast<LevelPolicy>(std::find(policies.begin(), policies.end(), s.level_policy) - policies.begin());
   c.initializer_range = s.initializer_range;
   c.rope_theta = s.rope_theta;
   c.mlp_width = s.mlp_width;

@@ -154,6 +154,12 @@ ModelConfig resolve(ModelConfig config, const Names& names) {
     in_range("num_levels", config.num_levels, 1, kMaxLevels);
   else
     config.num_levels = 1;
+  if (!family->log_linear || config.unit_scales) {
+    config.trained_levels = 0;
+    config.level_policy = LevelPolicy::share;
+  }
+  fill(config.trained_levels, config.num_levels);
+  in_range("trained_levels", config.trained_levels, 1, config.num_levels);
 
   // Every size is at most 2^24, so a tensor's rows fit easily; their product and the sum need care.
   std::int64_t total = 0;
@@ -245,6 +251,15 @@ const Family& read_family(const Reader& reader) {
   std::string known;
   for (const Family& family : kFamilies) known += (known.empty() ? "" : ", ") + std::string(family.model_type);
   reader.refuse("model_type", "there is no " + Reader::shown(value) + ", only " + known);
+}
+
+LevelPolicy read_level_policy(const Reader& reader) {
+  if (!reader.has("level_policy")) return LevelPolicy::share;
+  const json& value = reader.required("level_policy");
+  const std::vector<std::string> names = level_policy_names();
+  for (std::size_t i = 0; i < names.size(); ++i)
+    if (value == names[i]) return static_cast<LevelPolicy>(i);
+  reader.refuse("level_policy", fmt::format("got {}, need {}", Reader::shown(value), fmt::join(names, ", ")));
 }
 
 double read_norm_eps(const Reader& reader, double otherwise) {
@@ -371,6 +386,8 @@ void read_own(const Family& family, const Reader& reader, ModelConfig& config) {
 
 }  // namespace
 
+std::vector<std::string> level_policy_names() { return {"share", "stretch", "routed"}; }
+
 std::vector<std::string> family_names() {
   std::vector<std::string> names;
   for (const Family& family : kFamilies) names.push_back(family.name);
@@ -396,6 +413,8 @@ ModelConfig config_from_json(const json& object) {
   if (family.log_linear) {
     config.num_levels = reader.size_or("num_levels", config.num_levels);
     config.unit_scales = reader.flag_or("unit_scales", false);
+    config.trained_levels = reader.size_or("trained_levels", 0);
+    config.level_policy = read_level_policy(reader);
   } else {
     reader.only("unit_scales", false);
   }
@@ -485,6 +504,9 @@ json to_json(const ModelConfig& given) {
   if (family.log_linear) {
     out["num_levels"] = config.num_levels;
     if (config.unit_scales) out["unit_scales"] = true;
+    if (config.trained_levels != config.num_levels) out["trained_levels"] = config.trained_levels;
+    if (config.level_policy != LevelPolicy::share)
+      out["level_policy"] = level_policy_names()[static_cast<std::size_t>(config.level_policy)];
   }
   switch (family.mixer) {
     case MixerKind::mamba2:

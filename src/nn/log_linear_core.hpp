@@ -1,10 +1,14 @@
 #pragma once
 // What the two log-linear mixers share: level scales, the short convolution with its tail, and running the operator.
 
+#include <algorithm>
+#include <bit>
+#include <memory>
 #include <vector>
 
 #include "base/op_timer.hpp"
 #include "loglinear/gates.hpp"
+#include "loglinear/level_scales.hpp"
 #include "loglinear/log_linear.hpp"
 #include "loglinear/short_conv.hpp"
 #include "nn/mixer.hpp"
@@ -16,13 +20,15 @@ inline bool learns_level_scales(const ModelConfig& config) {
   return find_family(config.family)->log_linear && !config.unit_scales;
 }
 
-// level_scales = factor * softplus(L * dl), or one everywhere.
+// What the model's level policy makes of L * dl, or one everywhere.
 template <class T>
 class LevelScales {
  public:
   LevelScales(const ModelConfig& config, Weight<T> level, T factor)
       : heads_(config.num_heads),
         levels_(config.num_levels),
+        trained_(config.trained_levels),
+        policy_(config.level_policy),
         learned_(learns_level_scales(config)),
         factor_(factor),
         level_(level),
@@ -31,30 +37,42 @@ class LevelScales {
   // dl (N, H * L), rows `stride` apart; not read when the scales are one.
   ConstTensor forward(const Pass<T>& pass, const T* dl, std::int64_t stride) {
     if (!learned_) return scales_ = ConstTensor(ones_.data(), {1, pass.tokens, heads_, levels_}, {0, 0, 0, 1});
-    T* scales = pass.keep->template take<T>(pass.tokens * heads_ * levels_);
-    level_scales_forward(pass.tokens, heads_, levels_, dl, stride, level_.value, factor_, scales, pass.threads);
-    return scales_ = ConstTensor(scales, {1, pass.tokens, heads_, levels_});
+    std::int64_t last = 0;
+    positions_ = pass.keep->template take<std::int64_t>(pass.tokens);
+    for (std::size_t n = 0; n + 1 < pass.cu_seqlens.size(); ++n) {
+      const std::int64_t begin = pass.position + (pass.offsets.empty() ? 0 : pass.offsets[n]);
+      for (std::int64_t t = pass.cu_seqlens[n]; t < pass.cu_seqlens[n + 1]; ++t)
+        last = std::max(last, positions_[t] = begin + t - pass.cu_seqlens[n]);
+    }
+    shape_ = {policy_, pass.tokens, heads_, levels_, trained_, level_columns(policy_, trained_, last)};
+    T* scales = pass.keep->template take<T>(pass.tokens * heads_ * shape_.columns);
+    level_scales_forward(shape_, positions_, dl, stride, level_.value, factor_, scales, pass.threads);
+    return scales_ = ConstTensor(scales, {1, pass.tokens, heads_, shape_.columns});
   }
 
   const ConstTensor& scales() const { return scales_; }
   Tensor gradient(const Pass<T>& pass) const {
-    return Tensor(pass.scratch->template take<T>(pass.tokens * heads_ * levels_), {1, pass.tokens, heads_, levels_});
+    const std::int64_t columns = scales_.shape[3];
+    return Tensor(pass.scratch->template take<T>(pass.tokens * heads_ * columns), {1, pass.tokens, heads_, columns});
   }
 
   void backward(const Pass<T>& pass, const T* dl, std::int64_t stride, const Tensor& dscales, T* ddl,
                 std::int64_t ddl_stride) const {
     if (!learned_) return;
-    level_scales_backward(pass.tokens, heads_, levels_, dl, stride, level_.value, factor_,
-                          static_cast<const T*>(dscales.data), ddl, ddl_stride, level_.grad, pass.threads);
+    level_scales_backward(shape_, positions_, dl, stride, level_.value, factor_, static_cast<const T*>(dscales.data),
+                          ddl, ddl_stride, level_.grad, pass.threads);
   }
 
  private:
-  std::int64_t heads_, levels_;
+  std::int64_t heads_, levels_, trained_;
+  LevelPolicy policy_;
   bool learned_;
   T factor_;
   Weight<T> level_;
   std::vector<T> ones_;
   ConstTensor scales_;
+  LevelShape shape_;
+  std::int64_t* positions_ = nullptr;  // (N)
 };
 
 // The convolution over a slice of the projection, from and to the tail in the state.
@@ -79,6 +97,35 @@ struct ShortConv {
   }
 };
 
+// Empty states at the positions where the sequences of a pass begin: matrices and open tokens of zeros. None when all
+// begin at 0.
+template <class T, class Args>
+std::vector<State> offset_states(const Args& args, const Pass<T>& pass) {
+  std::vector<State> states;
+  if (pass.offsets.empty()) return states;
+  const std::int64_t G = args.q.shape[2], H = args.v.shape[2], K = args.q.shape[3], V = args.v.shape[3],
+                     L = args.level_scales.shape[3];
+  std::shared_ptr<Buffer> zeros;  // nobody writes what is shared
+  const auto clear = [](Buffer& buffer) { std::fill(buffer.begin(), buffer.end(), std::byte{0}); };
+  for (const std::int64_t position : pass.offsets) {
+    State& state = states.emplace_back(args.rule, H, K, V, dtype_of<T>);
+    if (position == 0) continue;
+    if (!zeros) clear(*(zeros = std::make_shared<Buffer>(static_cast<std::size_t>(H * K * V) * sizeof(T))));
+    const std::int64_t boundary = position & -static_cast<std::int64_t>(state.chunk());
+    // As the operator counts: blocks that are read through the last level are one.
+    const int chunk_bit = std::countr_zero(static_cast<unsigned>(state.chunk()));
+    const int last = static_cast<int>(std::clamp<std::int64_t>(L - 2, chunk_bit, 62));
+    std::vector<State::Slot> slots;
+    for (int bit = last; bit >= chunk_bit; --bit)
+      if (bit == last ? boundary >> bit != 0 : (boundary >> bit & 1) != 0)
+        slots.push_back({bit, zeros, std::vector<double>(static_cast<std::size_t>(H), 0.0)});
+    const std::shared_ptr<State::Open> open = state.new_open(G);
+    for (Buffer* buffer : {&open->k, &open->v, &open->g, &open->beta}) clear(*buffer);
+    state.assign(position, std::move(slots), open);
+  }
+  return states;
+}
+
 // The operator over a pass: packed sequences, or the next tokens of one, a single one in its step form. `args` has the
 // tensors; q .. out are (1, N, ...).
 template <class T>
@@ -86,6 +133,8 @@ void run_log_linear(log_linear::ForwardArgs args, const Pass<T>& pass) {
   const TimedOperator timed("log_linear");
   args.threads = pass.threads;
   if (!pass.state) {
+    const std::vector<State> initial = offset_states(args, pass);
+    args.initial_state = initial;
     args.cu_seqlens = pass.cu_seqlens;
     log_linear::forward(args);
     return;
@@ -123,6 +172,8 @@ void run_log_linear(log_linear::ForwardArgs args, const Pass<T>& pass) {
 template <class T>
 void run_log_linear_backward(log_linear::BackwardArgs args, const Pass<T>& pass) {
   const TimedOperator timed("log_linear");
+  const std::vector<State> initial = offset_states(args, pass);
+  args.initial_state = initial;
   args.cu_seqlens = pass.cu_seqlens;
   args.threads = pass.threads;
   log_linear::backward(args);

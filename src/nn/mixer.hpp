@@ -35,6 +35,7 @@ struct Pass {
   std::int64_t tokens = 0;                   // N
   std::span<const std::int64_t> cu_seqlens;  // from 0 to N; {0, N} with a state
   std::int64_t position = 0;                 // of the first token, with a state
+  std::span<const std::int64_t> offsets;     // without: empty, or the position of each sequence's first token
   LayerState<T>* state = nullptr;            // advanced by N tokens
   Arena* keep = nullptr;                     // lives until backward of this layer
   Arena* scratch = nullptr;                  // lives until the call returns

@@ -314,7 +314,8 @@ void Model<T>::zero_grad() {
 
 template <class T>
 double Model<T>::loss(std::span<const std::int32_t> tokens, std::span<const std::int32_t> targets,
-                      std::span<const std::int64_t> cu_seqlens, bool backward, double scale, std::span<float> losses) {
+                      std::span<const std::int64_t> cu_seqlens, bool backward, double scale, std::span<float> losses,
+                      std::span<const std::int64_t> offsets) {
   const std::int64_t N = static_cast<std::int64_t>(tokens.size());
   if (targets.size() != tokens.size())
     fail("model.loss", "got {} tokens and {} targets", tokens.size(), targets.size());
@@ -323,11 +324,17 @@ double Model<T>::loss(std::span<const std::int32_t> tokens, std::span<const std:
   check_sequences("model.loss", cu_seqlens, N);
   check_tokens("model.loss", tokens, impl_->config->vocab_size, 0);
   check_tokens("model.loss targets", targets, impl_->config->vocab_size, -1);
+  if (!offsets.empty() && offsets.size() + 1 != cu_seqlens.size())
+    fail("model.loss", "offsets: got {}, need none or one for each of {} sequences", offsets.size(),
+         cu_seqlens.size() - 1);
+  for (const std::int64_t offset : offsets)
+    if (offset < 0 || offset > std::int64_t{1} << 61) fail("model.loss", "offsets: got {}, need 0 to 2^61", offset);
   if (N == 0) return 0;
 
   Impl& m = *impl_;
   const ArenaScope keep_scope(m.keep), scratch_scope(m.scratch);
-  const Pass<T> pass = m.pass(cu_seqlens, threads);
+  Pass<T> pass = m.pass(cu_seqlens, threads);
+  pass.offsets = offsets;
   double* all_losses = m.keep.template take<double>(N);
   T* h = m.embed(pass, tokens);
   T* dh = nullptr;

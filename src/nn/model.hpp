@@ -10,6 +10,8 @@
 
 #include <nlohmann/json_fwd.hpp>
 
+#include "loglinear/level_scales.hpp"
+
 #include "loglinear/state.hpp"
 
 namespace loglinear::nn {
@@ -32,6 +34,10 @@ struct ModelConfig {
   std::int64_t num_levels = 15;  // L; 1 scale fixed at one for the base families
   double norm_eps = 1e-5;
   double initializer_range = 0.006;
+  // How many of the levels training has reached, and what older ones are read with (loglinear/level_scales.hpp). 0: all
+  // of them, which with `share` is the published model.
+  std::int64_t trained_levels = 0;
+  LevelPolicy level_policy = LevelPolicy::share;
   bool unit_scales = false;  // a base checkpoint loaded as a log-linear model: every level scale is one, no dl, no L
 
   // Softmax attention: every layer of flash (the transformer), standard, sliding_window and local_strided, the hybrid
@@ -54,6 +60,9 @@ struct ModelConfig {
 
   bool operator==(const ModelConfig&) const = default;
 };
+
+// "share", "stretch", "routed", in the order of LevelPolicy.
+std::vector<std::string> level_policy_names();
 
 // The names a family may have, in the order above.
 std::vector<std::string> family_names();
@@ -138,9 +147,11 @@ class Model {
   // One pass over packed sequences. tokens, targets: (N) in [0, vocab); a target of -1 is not scored. cu_seqlens: (n +
   // 1), from 0 to N. Returns the sum over scored positions of -ln p(target) and, when backward, ADDS scale * its
   // gradient to every parameter's grad. losses: empty, or (N), written with each position's -ln p (0 where not scored).
+  // offsets: empty, or (n), the position at which each sequence begins (0 to 2^61), as if that many tokens of nothing
+  // came before: only the levels that log-linear mixers read through depend on it.
   double loss(std::span<const std::int32_t> tokens, std::span<const std::int32_t> targets,
-              std::span<const std::int64_t> cu_seqlens, bool backward, double scale = 1.0,
-              std::span<float> losses = {});
+              std::span<const std::int64_t> cu_seqlens, bool backward, double scale = 1.0, std::span<float> losses = {},
+              std::span<const std::int64_t> offsets = {});
   void zero_grad();
   // The most probable token after each of the tokens (the lowest of equal ones; -1 where a logit is NaN), of the same
   // pass. predicted: (N), written.

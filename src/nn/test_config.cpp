@@ -171,6 +171,12 @@ TEST(Config, RoundTrip) {
     if (family == "mosa") odd.dense_heads = 3, odd.routed_heads = 17, odd.sparsity = 9;
     odd.unit_scales = family.starts_with("log_linear");
     configs.push_back(odd);
+    odd.unit_scales = false;
+    for (const LevelPolicy policy : {LevelPolicy::share, LevelPolicy::stretch, LevelPolicy::routed}) {
+      odd.level_policy = policy;
+      odd.trained_levels = 2;
+      configs.push_back(odd);
+    }
   }
   for (const ModelConfig& c : configs) {
     const ModelConfig full = resolved(c);
@@ -190,6 +196,8 @@ TEST(Config, ResolvedFillsIn) {
   EXPECT_EQ(c.value_width, 24);
   EXPECT_EQ(c.kv_heads, 4);
   EXPECT_EQ(c.num_levels, 1);
+  EXPECT_EQ(c.trained_levels, 1);
+  EXPECT_EQ(resolved(paper("log_linear_mamba2")).trained_levels, 15);
   EXPECT_EQ(c.mlp_width, 256);
   EXPECT_EQ(resolved(paper("mamba2")).mlp_width, 4096);
   EXPECT_EQ(resolved(paper("gated_deltanet")).num_groups, 6);
@@ -301,6 +309,10 @@ TEST(Config, BadMamba2) {
       {{{"initializer_range", -1}}, "initializer_range"},
       {{{"num_levels", 0}}, "num_levels"},
       {{{"num_levels", 65}}, "num_levels"},
+      {{{"trained_levels", 16}}, "trained_levels"},
+      {{{"trained_levels", 0}}, "trained_levels"},
+      {{{"level_policy", "best"}}, "level_policy"},
+      {{{"level_policy", 1}}, "level_policy"},
       {{{"unit_scales", 1}}, "unit_scales"},
       {{{"unit_scales", true}, {"model_type", "mamba2"}}, "unit_scales"},
       {{{"intermediate_size", 0}}, "intermediate_size"},
@@ -427,6 +439,7 @@ TEST(Config, BadFields) {
   refused("num_layers", [](ModelConfig& c) { c.num_layers = 0; });
   refused("conv_width", [](ModelConfig& c) { c.conv_width = 0; });
   refused("num_levels", [](ModelConfig& c) { c.num_levels = 100; });
+  refused("trained_levels", [](ModelConfig& c) { c.trained_levels = 16; });
   refused("mlp_width", [](ModelConfig& c) { c.mlp_width = -5; });
   refused("norm_eps", [](ModelConfig& c) { c.norm_eps = 0.0 / 0.0; });
   refused("initializer_range", [](ModelConfig& c) { c.initializer_range = 1.0 / 0.0; });

@@ -32,7 +32,8 @@ double dot(const Vector& a, const Vector& b) { return std::inner_product(a.begin
 
 class Definition {
  public:
-  explicit Definition(Model<double>& model) : c_(model.config()) {
+  // offset: the position of the first token.
+  explicit Definition(Model<double>& model, std::int64_t offset = 0) : c_(model.config()), offset_(offset) {
     for (const Parameter<double>& p : model.parameters())
       weights_[p.name] = {p.shape, Vector(p.value.begin(), p.value.end())};
   }
@@ -117,10 +118,27 @@ class Definition {
   double level_scale(const Vector& dl, const std::string& prefix, std::int64_t head, std::int64_t t, std::int64_t s,
                      double factor) const {
     if (c_.unit_scales || !c_.family.starts_with("log_linear")) return 1;
-    std::int64_t level = 0;
-    for (std::int64_t x = t ^ s; x > 0; x >>= 1) ++level;
-    level = std::min(level, c_.num_levels - 1);
-    return factor * softplus(values(prefix + "L")[head * c_.num_levels + level] * dl[head * c_.num_levels + level]);
+    const auto bits = [](std::int64_t x) {
+      std::int64_t n = 0;
+      for (; x > 0; x >>= 1) ++n;
+      return n;
+    };
+    const std::int64_t at = t + offset_, level = bits(at ^ (s + offset_)), top = bits(at), last = c_.trained_levels - 1;
+    const auto z = [&](std::int64_t l) {
+      const std::int64_t j = head * c_.num_levels + std::min(l, last);
+      return values(prefix + "L")[j] * dl[j];
+    };
+    if (c_.level_policy == LevelPolicy::share) return factor * softplus(z(level));
+    if (c_.level_policy == LevelPolicy::stretch) {
+      if (top <= last) return factor * softplus(z(level));
+      const double place = static_cast<double>(level * last) / static_cast<double>(top), low = std::floor(place);
+      const auto j = static_cast<std::int64_t>(low);
+      return factor * ((low + 1 - place) * softplus(z(j)) + (place - low) * softplus(z(j + 1)));
+    }
+    double sum = std::exp(z(0)), count = 1;
+    for (std::int64_t l = 1; l <= top; ++l)
+      if (at >> (l - 1) & 1) sum += std::exp(z(l)), ++count;
+    return factor * count * std::exp(z(level)) / sum;
   }
 
   Rows mamba2(const Rows& x, const std::string& prefix) const {
@@ -311,6 +329,7 @@ class Definition {
   }
 
   ModelConfig c_;
+  std::int64_t offset_ = 0;
   std::map<std::string, Array> weights_;
 };
 
@@ -335,6 +354,43 @@ TEST_P(Families, MatchesTheDefinition) {
   const double loss = model.loss(batch.tokens, batch.targets, batch.cu_seqlens, false, 1.0, losses);
   EXPECT_LE(std::abs(loss - expected), 1e-11 * expected);
   for (std::size_t t = 0; t < each.size(); ++t) EXPECT_LE(std::abs(losses[t] - each[t]), 1e-6 * (1 + each[t])) << t;
+}
+
+// Sequences that begin at other positions than 0: losses by the definition, gradients by central differences.
+TEST_P(Families, OffsetsMoveTheLevels) {
+  Model<double> model(GetParam().config);
+  model.threads = 1;
+  fill(model, 21);
+  const Batch batch = make_batch(model.config(), {40, 0, 1, 50, 20}, 22);
+  const std::vector<std::int64_t> offsets{0, 5, 255, 1000, (std::int64_t{1} << 40) - 7};
+  const auto loss = [&](bool backward) {
+    return model.loss(batch.tokens, batch.targets, batch.cu_seqlens, backward, 1, {}, offsets);
+  };
+  double expected = 0;
+  for (std::size_t s = 0; s + 1 < batch.cu_seqlens.size(); ++s) {
+    const auto begin = batch.cu_seqlens[s], end = batch.cu_seqlens[s + 1];
+    const Rows logits =
+        Definition(model, offsets[s]).logits({batch.tokens.begin() + begin, batch.tokens.begin() + end});
+    for (std::int64_t t = begin; t < end; ++t)
+      if (batch.targets[t] >= 0) expected += minus_log_p(logits[t - begin], batch.targets[t]);
+  }
+  model.zero_grad();
+  EXPECT_LE(std::abs(loss(true) - expected), 1e-11 * expected);
+  const bool levels = find_family(model.config().family)->log_linear && !model.config().unit_scales;
+  EXPECT_EQ(model.loss(batch.tokens, batch.targets, batch.cu_seqlens, false) != loss(false), levels);
+  for (Parameter<double>& p : model.parameters()) {
+    const std::size_t at = static_cast<std::size_t>(
+        std::max_element(p.grad.begin(), p.grad.end(), [](double a, double b) { return std::abs(a) < std::abs(b); }) -
+        p.grad.begin());
+    const double value = p.value[at], step = 2e-5;
+    const auto at_offset = [&](double offset) {
+      p.value[at] = value + offset;
+      return loss(false);
+    };
+    const double near = at_offset(step) - at_offset(-step), far = at_offset(2 * step) - at_offset(-2 * step);
+    p.value[at] = value;
+    EXPECT_LE(std::abs((8 * near - far) / (12 * step) - p.grad[at]), 1e-7 * std::abs(p.grad[at])) << p.name;
+  }
 }
 
 // Central differences of fourth order, in entries of every parameter tensor.

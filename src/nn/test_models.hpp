@@ -61,6 +61,14 @@ inline std::vector<TestModel> test_models() {
   }
   for (const char* base : {"mamba2", "gated_deltanet"}) {
     ModelConfig c = small_config(std::string("log_linear_") + base);
+    c.trained_levels = 5;
+    models.push_back({c.family + "_share", c});
+    c.level_policy = LevelPolicy::stretch;
+    models.push_back({c.family + "_stretch", c});
+    c.level_policy = LevelPolicy::routed;
+    models.push_back({c.family + "_routed", c});
+    c.level_policy = LevelPolicy::share;
+    c.trained_levels = 0;
     c.unit_scales = true;
     models.push_back({std::string("unit_scales_") + base, c});
   }

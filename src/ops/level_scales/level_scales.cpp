@@ -78,6 +78,8 @@ void route(const LevelShape& s, std::int64_t position, const T* z, T* p) {
 
 }  // namespace
 
+std::int64_t level_count(std::int64_t T) { return top_level(std::max<std::int64_t>(T, 1) - 1) + 1; }
+
 std::int64_t level_columns(LevelPolicy policy, std::int64_t learned, std::int64_t last) {
   // The state after the last token has a slot of bit m at most, which is level m + 1.
   return policy == LevelPolicy::share ? learned : std::min<std::int64_t>(64, top_level(last + 1) + 2);

@@ -96,6 +96,15 @@ TEST(LevelScales, StretchIsShareWhereLevelsAreLearned) {
       EXPECT_EQ(a(n, l), b(n, l)) << n << " " << l;
 }
 
+TEST(LevelScales, CountsTheLevelsOfASequence) {
+  std::int64_t most = 0;
+  for (std::int64_t T = 1; T < 300; ++T) {
+    for (std::int64_t s = 0; s < T; ++s)
+      most = std::max<std::int64_t>(most, std::bit_width(static_cast<std::uint64_t>((T - 1) ^ s)));
+    EXPECT_EQ(level_count(T), most + 1) << T;
+  }
+}
+
 TEST(LevelScales, ColumnsHoldEveryLevelOfTheStateAfterTheLastToken) {
   EXPECT_EQ(level_columns(LevelPolicy::share, 7, 1000000), 7);
   for (std::int64_t last : {std::int64_t{0}, std::int64_t{1}, std::int64_t{62}, std::int64_t{63}, std::int64_t{64},
