@@ -63,8 +63,8 @@ struct Answer {
 
 class Task {
  public:
-  // text: of needs_text tasks, and the haystack of the other byte tasks; it must outlive the task. Throws Error as
-  // resolved() does, and when the text is missing or too short.
+  // text: of needs_text tasks, and the haystack of the other byte tasks, of no use to the rest; it must outlive the
+  // task. Throws Error as resolved() does, and when the text is missing or too short.
   explicit Task(const TaskSettings& settings, const Text* text = nullptr);
 
   const TaskSettings& settings() const { return settings_; }  // resolved
@@ -74,7 +74,8 @@ class Task {
 
   // Appends example `index` of `seed` to the batch as a sequence of its own, and its answers (in order of begin) to
   // `answers` when there is such a list: a pure function of the task, the seed and the index. Targets are -1 everywhere
-  // but in answers. Examples of different indices are independent draws.
+  // but in answers. Examples of different indices are independent draws. Throws Error, with the batch as it was, when
+  // the text repeats itself so much that nothing in it can be asked for.
   void add_example(std::uint64_t seed, std::uint64_t index, Batch& batch, std::vector<Answer>* answers = nullptr) const;
 
  private:
