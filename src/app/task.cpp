@@ -629,7 +629,7 @@ TaskSettings resolved(const TaskSettings& settings) {
 Task::Task(const TaskSettings& settings, const Text* text)
     : settings_(resolved(settings)), info_(find_task(settings_.name)), text_(info_->bytes ? text : nullptr) {
   if (!text_) {
-    if (info_->needs_text) fail_usage("task", "{} is made from a text, and none is given", settings_.name);
+    if (info_->needs_text) fail_usage("task", "{} is made from a text of yours: give it with --data", settings_.name);
     return;
   }
   const std::int64_t needed = info_->needs_text ? passage_bytes(settings_, settings_.length) : 1;

@@ -25,11 +25,9 @@ constexpr int kMaxSkippedInARow = 10;  // as `train`
 // Near D^-0.5 of the narrow models here. With the 0.006 of wide ones all attention begins flat, and softmax attention
 // does not learn to recall within the budget.
 constexpr double kInitializerRange = 0.1;
-// The held-out examples of recall are those of a seed that no training has: seeds are below it.
-constexpr std::int64_t kMostSeed = std::int64_t{1} << 53;
-constexpr std::uint64_t kHeldOutSeed = std::uint64_t{1} << 60;
+constexpr std::int64_t kMostSeed = std::int64_t{1} << 53;  // below kHeldOutSeed
 
-enum class Task { recall, text };
+enum class Subject { recall, text };
 
 class Quality {
  public:
@@ -39,9 +37,9 @@ class Quality {
  private:
   void check_settings();
   void read_text();
-  nn::ModelConfig config(const std::string& mixer, Task task) const;
-  bool score(const std::string& mixer, Task task, QualityScore& score);
-  std::optional<double> train(nn::Model<float>& model, Task task, std::uint64_t seed);
+  nn::ModelConfig config(const std::string& mixer, Subject subject) const;
+  bool score(const std::string& mixer, Subject subject, QualityScore& score);
+  std::optional<double> train(nn::Model<float>& model, Subject subject, std::uint64_t seed);
   double recall_accuracy(nn::Model<float>& model) const;
 
   QualitySettings s_;
@@ -73,7 +71,9 @@ void Quality::check_settings() {
   need("val_fraction", s_.val_fraction, 1e-6, 0.9);
   need("val_bytes", s_.val_bytes, 1, std::int64_t{1} << 50);
   need("threads", s_.threads, 0, 4096);
-  check(s_.recall);
+  s_.recall = resolved(s_.recall);
+  if (s_.recall.name != "mqar" || s_.recall.min_length != s_.recall.length || s_.recall.min_items != s_.recall.items)
+    fail_usage("quality", "recall: got {}, need mqar with one length and number of pairs", s_.recall.name);
   for (const std::int64_t length : {s_.recall.length, s_.data.empty() ? 0 : s_.seq_len})
     if (s_.batch_tokens < length)
       fail_usage("quality", "batch_tokens: got {}, less than one sequence of {}", s_.batch_tokens, length);
@@ -84,11 +84,12 @@ void Quality::check_settings() {
     if (!family) fail_usage("quality", "{} is no mixer of a model, only {} are", mixer, nn::family_list());
     mixer = family->name;
     if (std::count(s_.mixers.begin(), s_.mixers.end(), mixer) > 1) fail_usage("quality", "{} is there twice", mixer);
-    for (const Task task : {Task::recall, Task::text}) config(mixer, task);  // sizes that contradict each other
+    for (const Subject subject : {Subject::recall, Subject::text})
+      config(mixer, subject);  // sizes that contradict each other
   }
 }
 
-nn::ModelConfig Quality::config(const std::string& mixer, Task task) const {
+nn::ModelConfig Quality::config(const std::string& mixer, Subject subject) const {
   TrainSettings settings;
   settings.mixer = mixer;
   settings.hidden_size = s_.hidden_size;
@@ -101,7 +102,7 @@ nn::ModelConfig Quality::config(const std::string& mixer, Task task) const {
   if (kind == nn::MixerKind::local_strided) settings.stride = s_.stride;
   if (kind == nn::MixerKind::mosa) settings.sparsity = s_.sparsity;
   nn::ModelConfig config = model_config(settings);
-  config.vocab_size = task == Task::recall ? s_.recall.vocab : 256;
+  config.vocab_size = subject == Subject::recall ? s_.recall.vocab : 256;
   return nn::resolved(config);
 }
 
@@ -123,13 +124,14 @@ void Quality::read_text() {
 // The part of the queries whose most probable token is the value.
 double Quality::recall_accuracy(nn::Model<float>& model) const {
   const std::int64_t each = std::max<std::int64_t>(1, s_.batch_tokens / s_.recall.length);
+  const Task recall(s_.recall);
   std::int64_t right = 0, asked = 0;
   std::vector<std::int32_t> predicted;
   Batch batch;
   for (std::int64_t first = 0; first < s_.recall_examples; first += each) {
     batch.clear();
     for (std::int64_t i = first; i < std::min(first + each, s_.recall_examples); ++i)
-      add_example(s_.recall, kHeldOutSeed, static_cast<std::uint64_t>(i), batch);
+      recall.add_example(kHeldOutSeed, static_cast<std::uint64_t>(i), batch);
     predicted.assign(batch.tokens.size(), -1);
     model.predict(batch.tokens, batch.cu_seqlens, predicted);
     for (std::size_t t = 0; t < predicted.size(); ++t)
@@ -140,15 +142,16 @@ double Quality::recall_accuracy(nn::Model<float>& model) const {
 }
 
 // Trains the model and gives its score; NaN when it diverged, nothing when interrupted.
-std::optional<double> Quality::train(nn::Model<float>& model, Task task, std::uint64_t seed) {
+std::optional<double> Quality::train(nn::Model<float>& model, Subject subject, std::uint64_t seed) {
   model.initialise(seed);
   Moments moments = new_moments(model);
   std::optional<BatchReader> reader;
-  if (task == Task::text)
+  if (subject == Subject::text)
     reader.emplace(train_text_, cut_pieces(train_text_, Packing::documents, s_.seq_len), s_.batch_tokens, seed);
   const Schedule schedule{.peak = s_.lr, .floor = 0.1 * s_.lr, .warmup = s_.warmup};
   const double total = static_cast<double>(s_.steps);
   const double began = monotonic_seconds();
+  const Task recall(s_.recall);
   Batch batch;
   std::int64_t updates = 0, tokens = 0;
   std::uint64_t example = 0;
@@ -158,8 +161,7 @@ std::optional<double> Quality::train(nn::Model<float>& model, Task task, std::ui
       reader->next(batch);
     } else {
       batch.clear();
-      for (std::int64_t i = s_.batch_tokens / s_.recall.length; i > 0; --i)
-        add_example(s_.recall, seed, example++, batch);
+      for (std::int64_t i = s_.batch_tokens / s_.recall.length; i > 0; --i) recall.add_example(seed, example++, batch);
     }
     const double rate =
         learning_rate(schedule, step, static_cast<double>(step) / total, static_cast<double>(s_.warmup) / total);
@@ -180,7 +182,7 @@ std::optional<double> Quality::train(nn::Model<float>& model, Task task, std::ui
     }
     if (hooks_.interrupted && hooks_.interrupted()) return std::nullopt;
   }
-  if (task == Task::recall) return recall_accuracy(model);
+  if (subject == Subject::recall) return recall_accuracy(model);
   try {
     return evaluate(model, held_out_, {.seq_len = s_.seq_len, .batch_tokens = s_.batch_tokens, .progress = {}})
         .bits_per_byte();
@@ -190,16 +192,16 @@ std::optional<double> Quality::train(nn::Model<float>& model, Task task, std::ui
 }
 
 // False when interrupted.
-bool Quality::score(const std::string& mixer, Task task, QualityScore& score) {
-  nn::Model<float> model(config(mixer, task));
+bool Quality::score(const std::string& mixer, Subject subject, QualityScore& score) {
+  nn::Model<float> model(config(mixer, subject));
   model.threads = s_.threads;
   score.parameters = model.parameter_count();
   progress_.mixer = mixer;
-  progress_.task = task == Task::recall ? "recall" : "text";
+  progress_.task = subject == Subject::recall ? "recall" : "text";
   const double began = monotonic_seconds();
   for (std::int64_t i = 0; i < s_.seeds; ++i, ++progress_.training) {
     progress_.seed = s_.seed + i;
-    const std::optional<double> value = train(model, task, static_cast<std::uint64_t>(progress_.seed));
+    const std::optional<double> value = train(model, subject, static_cast<std::uint64_t>(progress_.seed));
     if (!value) return false;
     score.values.push_back(*value);
   }
@@ -216,19 +218,19 @@ QualityResult Quality::run() {
   check_settings();
   read_text();
   result_.settings = s_;
-  result_.chance = 1 / static_cast<double>(s_.recall.vocab / 2);
-  result_.recall_queries = s_.recall_examples * s_.recall.pairs;
-  std::vector<Task> tasks{Task::recall};
-  if (!s_.data.empty()) tasks.push_back(Task::text);
+  result_.chance = Task(s_.recall).chance();
+  result_.recall_queries = s_.recall_examples * s_.recall.items;
+  std::vector<Subject> subjects{Subject::recall};
+  if (!s_.data.empty()) subjects.push_back(Subject::text);
   progress_.steps = s_.steps;
-  progress_.trainings = s_.seeds * static_cast<std::int64_t>(s_.mixers.size() * tasks.size());
+  progress_.trainings = s_.seeds * static_cast<std::int64_t>(s_.mixers.size() * subjects.size());
   began_ = monotonic_seconds();
   for (const std::string& mixer : s_.mixers) {
     QualityRow row;
     row.mixer = mixer;
     row.sees_future = !nn::find_family(mixer)->causal;
-    for (const Task task : tasks)
-      if (!score(mixer, task, task == Task::recall ? row.recall : row.bits_per_byte)) {
+    for (const Subject subject : subjects)
+      if (!score(mixer, subject, subject == Subject::recall ? row.recall : row.bits_per_byte)) {
         result_.interrupted = true;
         return result_;
       }

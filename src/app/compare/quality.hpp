@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "app/recall.hpp"
+#include "app/task.hpp"
 
 namespace loglinear::app::compare {
 
@@ -28,7 +28,8 @@ struct QualitySettings {
   double lr = 3e-3;
   std::int64_t warmup = 50;
 
-  RecallTask recall{.vocab = 32, .length = 64, .pairs = 8, .alpha = 0.01};
+  // Of mqar, all examples of one length and number of pairs.
+  TaskSettings recall{.name = "mqar", .length = 64, .vocab = 32, .items = 8, .alpha = 0.01};
   std::int64_t recall_examples = 256;  // held out, scored after the training
 
   std::vector<std::string> data;      // text files or folders, as --data of train; empty: no text task

@@ -119,7 +119,7 @@ std::string quality_note(const QualityResult& q) {
   std::string text = fmt::format(
       "{} layers of width {}, {} heads, {} steps of {} tokens, mean and standard deviation of {} seeds; recall of {} "
       "pairs in {} tokens (guessing: {:.3f})",
-      s.layers, s.hidden_size, s.heads, s.steps, s.batch_tokens, s.seeds, s.recall.pairs, s.recall.length, q.chance);
+      s.layers, s.hidden_size, s.heads, s.steps, s.batch_tokens, s.seeds, s.recall.items, s.recall.length, q.chance);
   if (q.held_out_bytes > 0)
     text += fmt::format("; text: {} trained on, {} held out", format_bytes(static_cast<double>(q.train_bytes)),
                         format_bytes(static_cast<double>(q.held_out_bytes)));
@@ -223,7 +223,7 @@ ordered_json quality_json(const QualityResult& q) {
           {"layers", s.layers},
           {"hidden_size", s.hidden_size},
           {"heads", s.heads},
-          {"recall", {{"vocab", s.recall.vocab}, {"length", s.recall.length}, {"pairs", s.recall.pairs}}},
+          {"recall", {{"vocab", s.recall.vocab}, {"length", s.recall.length}, {"pairs", s.recall.items}}},
           {"train_bytes", q.train_bytes},
           {"held_out_bytes", q.held_out_bytes}};
 }

@@ -27,7 +27,7 @@ QualitySettings small(std::vector<std::string> mixers) {
   s.steps = 150;
   s.batch_tokens = 512;
   s.warmup = 10;
-  s.recall = {12, 16, 2, 0.5};
+  s.recall = {.name = "mqar", .length = 16, .vocab = 12, .items = 2, .alpha = 0.5};
   s.recall_examples = 100;
   s.seq_len = 32;
   s.val_bytes = 400;
@@ -163,7 +163,9 @@ TEST_F(Quality, RefusesBeforeAnyWork) {
   refused("seeds", [](QualitySettings& s) { s.seeds = 0; });
   refused("lr", [](QualitySettings& s) { s.lr = std::nan(""); });
   refused("steps", [](QualitySettings& s) { s.steps = 0; });
-  refused("pairs", [](QualitySettings& s) { s.recall.pairs = 6; });
+  refused("items", [](QualitySettings& s) { s.recall.items = 6; });
+  refused("recall", [](QualitySettings& s) { s.recall.min_items = 1; });
+  refused("recall", [](QualitySettings& s) { s.recall = {.name = "copy"}; });
   refused("batch_tokens", [](QualitySettings& s) { s.batch_tokens = 15; });
   refused("num_heads", [](QualitySettings& s) { s.heads = 5; });
   refused("val_fraction", [](QualitySettings& s) { s.val_fraction = 0; });
