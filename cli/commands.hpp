@@ -18,6 +18,7 @@ void add_train(CLI::App& app, Run& run);
 void add_eval(CLI::App& app, Run& run);
 void add_generate(CLI::App& app, Run& run);
 void add_inspect(CLI::App& app, Run& run);
+void add_task(CLI::App& app, Run& run);
 void add_op(CLI::App& app, Run& run);
 void add_bench(CLI::App& app, Run& run);
 void add_compare(CLI::App& app, Run& run);
