@@ -79,7 +79,7 @@ TaskSettings random_settings(const std::string& name, Random& random) {
     s.digits = between(1, 18);
     s.min_length = 60 + s.digits * 2 + between(0, 200);
   } else if (name == "text_recall") {
-    s.cue = between(12, 30);
+    s.cue = between(5, 30);
     s.answer = between(1, 20);
     s.min_length = 2 * (s.cue + s.answer) + between(40, 200);
   } else {
@@ -453,6 +453,25 @@ TEST(Task, HaystackIsTheText) {
   const Text small(documents);
   const std::string text = make(Task({.name = "passkey", .length = 300}, &small), 1, 1).text(0, 300);
   EXPECT_GT(count(text, "abc def \n"), 20);
+}
+
+// A text that holds many of the words that keys are made of: none of those is taken.
+TEST(Task, KeysAreNoWordsOfTheText) {
+  std::vector<std::string> documents(1);
+  for (const char a : std::string("bdfgklm"))
+    for (const char b : std::string("aeiou"))
+      for (const char c : std::string("bdfgklmnprstvz"))
+        for (const char d : std::string("aeiou")) documents[0] += std::string{a, b, c, d, ' '};
+  const Text text(documents);
+  const Task task({.name = "needle_multiquery", .length = 4096}, &text);
+  for (std::uint64_t index = 0; index < 100; ++index) {
+    const Made made = make(task, 1, index);
+    const std::string whole = made.text(0, 4096);
+    for (const Answer& answer : made.answers) {
+      const std::string key = made.text(answer.evidence - 8, answer.evidence - 4);
+      EXPECT_EQ(count(whole, key), 2) << key;
+    }
+  }
 }
 
 TEST(Task, ATextThatHoldsTheQuestionIsRefused) {
