@@ -31,7 +31,41 @@ nlohmann::json dashed(const nlohmann::json& json, const std::string& source) {
   return result;
 }
 
+std::vector<std::string> known_tasks() {
+  std::vector<std::string> names;
+  for (const TaskInfo& task : task_list()) names.push_back(task.name);
+  return names;
+}
+
+// What says nothing about a training on text, or on a task, stays at its default there.
+void check_data_settings(const TrainSettings& s) {
+  const TrainSettings untouched;
+  const nlohmann::json given = to_json(s), defaults = to_json(untouched);
+  const auto unused = [&](const std::string& name, const char* why) {
+    if (given.at(name) != defaults.at(name)) fail_usage("train", "--{}: {}", name, why);
+  };
+  if (s.task.name.empty()) {
+    for_each_task_flag(s, [&](const std::string& name, const auto&...) { unused(name, "only a --task has it"); });
+    unused("val-examples", "only a --task has examples");
+    if (s.data.empty()) fail_usage("train", "--data is missing: text files or folders to train on (or give a --task)");
+    return;
+  }
+  unused("epochs", "the examples of a --task have no end, give --steps or --minutes");
+  unused("val-data", "a --task is validated on examples of its own, see --val-examples");
+  unused("val-fraction", "of text; a --task is validated on --val-examples");
+  unused("val-bytes", "of text; a --task is validated on --val-examples");
+  unused("packing", "of text; an example of a --task is a sequence of its own");
+  const TaskSettings task = resolved(task_of(s));  // refuses numbers that contradict each other
+  if (!find_task(task.name)->bytes) unused("data", "the examples of this --task are not made from text");
+}
+
 }  // namespace
+
+std::string task_names() {
+  std::string list;
+  for (const std::string& name : known_tasks()) list += (list.empty() ? "" : ", ") + name;
+  return list;
+}
 
 nlohmann::json to_json(const TrainSettings& settings) {
   nlohmann::json json = nlohmann::json::object();
@@ -60,6 +94,11 @@ void apply_settings(TrainSettings& settings, const nlohmann::json& json, const s
       reader.choice(name, value, nn::family_names());
     } else if (name == "level-policy") {
       reader.choice(name, value, nn::level_policy_names());
+    } else if (name == "task") {
+      if (object.contains(name) && object[name] == "")  // text, as a checkpoint says that was trained on some
+        reader.text(name, value);
+      else
+        reader.choice(name, value, known_tasks());
     } else if (name == "packing") {
       reader.choice(name, value, kPackings);
     } else if (name == "schedule") {
@@ -89,17 +128,28 @@ TrainSettings resolve_settings(const nlohmann::json& flags, const std::filesyste
   apply_given(settings);
   if (settings.resume && !settings.out.empty()) {
     if (const nlohmann::json stored = stored_settings(settings.out); !stored.is_null()) {
-      settings = {};
-      apply_settings(settings, stored, settings.out + " (settings of the checkpoint)");
-      apply_given(settings);
+      TrainSettings resumed;
+      apply_settings(resumed, stored, settings.out + " (settings of the checkpoint)");
+      apply_given(resumed);
+      return resumed;
     }
   }
   return settings;
 }
 
+std::optional<TrainSettings> training_settings(const std::filesystem::path& path) {
+  const std::filesystem::path file = find_checkpoint(path) / "trainer.json";
+  if (!std::filesystem::exists(file)) return std::nullopt;
+  const nlohmann::json trainer = io::load_config(file);
+  if (!trainer.contains("settings")) return std::nullopt;
+  TrainSettings settings;
+  apply_settings(settings, trainer["settings"], file.string());
+  return settings;
+}
+
 void complete_settings(TrainSettings& s) {
   if (s.out.empty()) fail_usage("train", "--out is missing: the folder for checkpoints");
-  if (s.data.empty()) fail_usage("train", "--data is missing: text files or folders to train on");
+  check_data_settings(s);
   if (s.steps == 0 && s.epochs == 0 && !(s.minutes > 0)) s.steps = 1000;
   if (s.min_lr < 0) s.min_lr = 0.1 * s.lr;
   if (s.min_lr > s.lr) fail_usage("train", "--min-lr {} is above --lr {}", s.min_lr, s.lr);

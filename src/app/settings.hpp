@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <limits>
+#include <optional>
 #include <string>
 
 #include <nlohmann/json.hpp>
@@ -12,6 +13,9 @@
 
 namespace loglinear::app {
 
+// "mqar, passkey, ...", for messages and help.
+std::string task_names();
+
 // What a setting may be. Names are long flags without the dashes.
 struct SettingRange {
   double low = 0, high = 0;
@@ -19,19 +23,35 @@ struct SettingRange {
 inline constexpr double kNoLimit = std::numeric_limits<double>::max();
 inline constexpr double kLargest = 1e12;  // of whole numbers
 
+// Calls f(name, reference, range, group, help) for every setting of the task but its name and its length, which is
+// seq-len.
+template <class Settings, class F>
+void for_each_task_flag(Settings& s, F&& f) {
+  for_each_task_setting(s.task, [&](const std::string& name, auto& value, double low, double high, const char* help) {
+    if (name != "length") f(name, value, SettingRange{low, high}, "Task", help);
+  });
+}
+
 // Calls f(name, reference, range or {}, group, help) for every setting.
 template <class Settings, class F>
 void for_each_setting(Settings& s, F&& f) {
   const SettingRange none{}, positive{1, kLargest}, count{0, kLargest}, real{0, kNoLimit};
-  f("data", s.data, none, "Data", "text files, folders, .jsonl files with a \"text\" field");
+  f("data", s.data, none, "Data",
+    "text files, folders, .jsonl files with a \"text\" field; of a task: what its examples are made from");
   f("data-bytes", s.data_bytes, count, "Data", "at most this much of --data is read, from its beginning; 0: all");
   f("val-data", s.val_data, none, "Data", "text for validation instead of a part of --data");
   f("val-fraction", s.val_fraction, SettingRange{0, 0.9}, "Data", "part of --data held out for validation");
   f("val-bytes", s.val_bytes, positive, "Data", "at most this much of the validation text is scored each time");
   f("packing", s.packing, none, "Data",
     "documents: sequences end with their document; blocks: contiguous blocks of all text");
-  f("seq-len", s.seq_len, SettingRange{1, 1 << 30}, "Data", "longest sequence, in bytes");
-  f("batch-tokens", s.batch_tokens, SettingRange{1, 1 << 30}, "Data", "bytes in a batch, at least --seq-len");
+  f("seq-len", s.seq_len, SettingRange{1, 1 << 30}, "Data", "longest sequence, in tokens (of text: bytes)");
+  f("batch-tokens", s.batch_tokens, SettingRange{1, 1 << 30}, "Data", "tokens in a batch, at least --seq-len");
+
+  static const std::string tasks = "train on examples of this task, not on text: " + task_names();
+  f("task", s.task.name, none, "Task", tasks.c_str());
+  for_each_task_flag(s, f);
+  f("val-examples", s.val_examples, SettingRange{0, kLargest}, "Task",
+    "held-out examples that are scored in a validation; 0: none");
 
   static const std::string mixers = "what mixes tokens in a layer: " + nn::family_list();
   f("mixer", s.mixer, none, "Model", mixers.c_str());
@@ -104,6 +124,10 @@ void apply_settings(TrainSettings& settings, const nlohmann::json& json, const s
 // The settings of one call: the defaults; when resuming, over them those of the newest checkpoint in `out`; over them
 // the configuration file (TOML or JSON; none when the path is empty); over them the flags.
 TrainSettings resolve_settings(const nlohmann::json& flags, const std::filesystem::path& config);
+
+// The settings that the model at `path` (a checkpoint or a training folder) was trained with; nothing when its folder
+// does not say. Throws Error when there is no model, or what is said cannot be read.
+std::optional<TrainSettings> training_settings(const std::filesystem::path& path);
 
 // Checks what concerns several settings at once and fills in what is left to default (length, min-lr). Throws Error of
 // kind usage.

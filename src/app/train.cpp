@@ -5,22 +5,20 @@
 #include <filesystem>
 #include <limits>
 #include <memory>
-#include <numbers>
 #include <optional>
 
 #include <unistd.h>
 
 #include "app/checkpoint.hpp"
-#include "app/data.hpp"
 #include "app/evaluate.hpp"
 #include "app/optimize.hpp"
 #include "app/progress.hpp"
 #include "app/schedule.hpp"
 #include "app/settings.hpp"
+#include "app/source.hpp"
 #include "base/error.hpp"
 #include "io/file.hpp"
 #include "io/json_log.hpp"
-#include "io/text.hpp"
 #include "nn/families.hpp"
 
 namespace loglinear::app {
@@ -32,13 +30,20 @@ using nlohmann::json;
 constexpr int kMaxSkippedInARow = 10;
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-// Settings that decide which model is trained on which sequences: a resumed run must keep them.
+// Settings that decide which model is trained on which sequences: a resumed run must keep them, and those of the task.
 constexpr const char* kFixed[] = {
     "mixer",          "hidden-size",       "layers",     "heads",     "groups",      "key-width",
     "value-width",    "kv-heads",          "conv-width", "mlp-width", "levels",      "level-policy",
     "trained-levels", "position-offsets",  "window",     "stride",    "dense-heads", "routed-heads",
     "sparsity",       "norm-eps",          "rope-theta", "packing",   "seq-len",     "batch-tokens",
-    "seed",           "initializer-range", "accumulate"};
+    "seed",           "initializer-range", "accumulate", "task"};
+
+std::vector<std::string> fixed_settings() {
+  std::vector<std::string> names(std::begin(kFixed), std::end(kFixed));
+  TrainSettings any;
+  for_each_task_flag(any, [&](const std::string& name, const auto&...) { names.push_back(name); });
+  return names;
+}
 
 // What changes from step to step and is not in the model or the optimizer: all of it goes into trainer.json.
 struct Progress {
@@ -49,8 +54,8 @@ struct Progress {
   std::int64_t tokens = 0;  // read
   DataPosition position;
   double seconds = 0;  // of the whole run
-  double best = kNaN;  // validation, bits per byte
-  double last = kNaN;  // validation, bits per byte, the newest
+  double best = kNaN;  // validation: bits per byte of text, accuracy of a task
+  double last = kNaN;  // the newest of these
   // Since the last line of the log.
   double loss = 0;  // nats, summed over targets
   std::int64_t scored = 0;
@@ -59,7 +64,8 @@ struct Progress {
 json number(double x) { return std::isfinite(x) ? json(x) : json(nullptr); }
 double number(const json& x) { return x.is_null() ? kNaN : x.get<double>(); }
 
-json to_json(const Progress& p) {
+// key: what the source calls the value of a validation.
+json to_json(const Progress& p, const std::string& key) {
   return {{"step", p.step},
           {"updates", p.updates},
           {"skipped", p.skipped},
@@ -68,13 +74,13 @@ json to_json(const Progress& p) {
           {"epoch", p.position.epoch},
           {"piece", p.position.piece},
           {"elapsed_seconds", p.seconds},
-          {"best_validation_bits_per_byte", number(p.best)},
-          {"validation_bits_per_byte", number(p.last)},
+          {"best_validation_" + key, number(p.best)},
+          {"validation_" + key, number(p.last)},
           {"interval_loss", p.loss},
           {"interval_scored", p.scored}};
 }
 
-Progress progress_from(const json& j) {
+Progress progress_from(const json& j, const std::string& key) {
   Progress p;
   p.step = j.at("step");
   p.updates = j.at("updates");
@@ -83,41 +89,11 @@ Progress progress_from(const json& j) {
   p.tokens = j.at("tokens");
   p.position = {j.at("epoch"), j.at("piece")};
   p.seconds = j.at("elapsed_seconds");
-  p.best = number(j.at("best_validation_bits_per_byte"));
-  p.last = number(j.at("validation_bits_per_byte"));
+  p.best = number(j.at("best_validation_" + key));
+  p.last = number(j.at("validation_" + key));
   p.loss = j.at("interval_loss");
   p.scored = j.at("interval_scored");
   return p;
-}
-
-struct Data {
-  Text train, validation;
-};
-
-Data read_data(const TrainSettings& s, const Warn& warn) {
-  const auto read = [&](const std::vector<std::string>& paths, std::int64_t limit) {
-    io::Corpus corpus =
-        io::read_text(std::vector<io::Path>(paths.begin(), paths.end()), static_cast<std::uint64_t>(limit));
-    if (corpus.binary_files > 0 && warn)
-      warn(fmt::format("{} binary files (with zero bytes) are left out", corpus.binary_files));
-    return std::move(corpus.documents);
-  };
-  Data data;
-  std::vector<std::string> documents = read(s.data, s.data_bytes);
-  if (!s.val_data.empty()) {
-    data.validation = Text(read(s.val_data, 0));
-    data.train = Text(documents);
-  } else if (s.val_fraction > 0) {
-    const io::TextSplit split = io::split_text(std::move(documents), s.val_fraction);
-    data.train = Text(split.train);
-    data.validation = Text(split.held_out);
-  } else {
-    data.train = Text(documents);
-  }
-  if (data.train.bytes() < s.seq_len)
-    fail("train", "the training text has {} bytes, less than one sequence of {} (--seq-len)", data.train.bytes(),
-         s.seq_len);
-  return data;
 }
 
 // A run that cannot fit is refused before the machine starts to swap.
@@ -159,17 +135,16 @@ class Trainer {
   void validate();
   void save();
   std::string step_text() const;
+  double mean_loss() const { return p_.scored > 0 ? p_.loss / static_cast<double>(p_.scored) : kNaN; }
 
   TrainSettings s_;
   TrainHooks hooks_;
   Console console_;
-  Data data_;
-  Text validation_;  // the part that is scored
+  std::unique_ptr<Source> source_;
   std::uint64_t data_hash_ = 0, validation_hash_ = 0;
   std::unique_ptr<DirectoryLock> lock_;
   std::unique_ptr<nn::Model<float>> model_;
   Moments moments_;
-  std::optional<BatchReader> reader_;
   std::unique_ptr<io::JsonLog> log_;
   Progress p_;
   std::int64_t total_steps_ = 0;  // 0 when the clock decides
@@ -190,7 +165,7 @@ void Trainer::check_resumable(const TrainingCheckpoint& checkpoint) {
   TrainSettings stored;
   apply_settings(stored, trainer.at("settings"), name + " (settings of the checkpoint)");
   const json now = app::to_json(s_), then = app::to_json(stored);
-  for (const char* key : kFixed)
+  for (const std::string& key : fixed_settings())
     if (now.at(key) != then.at(key))
       fail_usage("train", "--{}: {} was trained with {}, cannot go on with {}", key, name, then.at(key).dump(),
                  now.at(key).dump());
@@ -214,10 +189,9 @@ void Trainer::start() {
   if (!s_.resume && !list_checkpoints(out).empty())
     fail_usage("train", "--out {} already holds checkpoints: go on with --resume, or give another folder", s_.out);
 
-  data_ = read_data(s_, [&](const std::string& text) { warn(text); });
-  data_hash_ = data_.train.hash();
-  validation_hash_ = data_.validation.hash();
-  validation_ = beginning_of(data_.validation, s_.val_bytes);
+  source_ = open_source(s_, [&](const std::string& text) { warn(text); });
+  data_hash_ = source_->hash();
+  validation_hash_ = source_->validation_hash();
   // Stored, so that a resumed run finds them from any folder.
   for (auto* paths : {&s_.data, &s_.val_data})
     for (std::string& path : *paths) path = fs::absolute(path).lexically_normal().string();
@@ -235,7 +209,7 @@ void Trainer::start() {
   if (checkpoint) {
     try {
       check_resumable(*checkpoint);
-      p_ = progress_from(checkpoint->trainer);
+      p_ = progress_from(checkpoint->trainer, source_->key());
       log_bytes = checkpoint->trainer.at("log_bytes");
     } catch (const json::exception&) {
       fail("train", "{}: trainer.json is not one of this program", checkpoint->folder.string());
@@ -248,12 +222,10 @@ void Trainer::start() {
     moments_ = new_moments(*model_);
   }
   log_ = std::make_unique<io::JsonLog>(out / "log.jsonl", log_bytes);
-  const Packing packing = s_.packing == "blocks" ? Packing::blocks : Packing::documents;
-  reader_.emplace(data_.train, cut_pieces(data_.train, packing, s_.seq_len), s_.batch_tokens,
-                  static_cast<std::uint64_t>(s_.seed), p_.position);
+  source_->seek(p_.position);
   if (s_.epochs > 0) {
     std::int64_t batches = 0;
-    for (std::int64_t epoch = 0; epoch < s_.epochs; ++epoch) batches += reader_->batches_in_epoch(epoch);
+    for (std::int64_t epoch = 0; epoch < s_.epochs; ++epoch) batches += source_->batches_in_epoch(epoch);
     total_steps_ = (batches + s_.accumulate - 1) / s_.accumulate;
   } else if (!(s_.minutes > 0)) {
     total_steps_ = s_.steps;
@@ -263,11 +235,9 @@ void Trainer::start() {
   console_.line(fmt::format("model     {}, {} parameters, {} layers of width {}", config.family,
                             format_count(static_cast<double>(model_->parameter_count())), config.num_layers,
                             config.hidden_size));
-  console_.line(fmt::format("text      {} bytes in {} documents to train on, {} bytes to validate on",
-                            format_count(static_cast<double>(data_.train.bytes())), data_.train.documents(),
-                            format_count(static_cast<double>(data_.validation.bytes()))));
+  console_.line(source_->summary());
   console_.line(
-      fmt::format("run       {}, {} bytes a step, into {}",
+      fmt::format("run       {}, {} tokens a step, into {}",
                   s_.minutes > 0 ? fmt::format("{:g} minutes", s_.minutes) : fmt::format("{} steps", total_steps_),
                   format_count(static_cast<double>(s_.batch_tokens * s_.accumulate)), s_.out));
   if (const std::string text = future_warning(config); !text.empty()) warn(text);
@@ -291,14 +261,14 @@ void Trainer::step() {
   const double begin = monotonic_seconds();
   std::vector<Batch> batches;
   do {
-    reader_->next(batches.emplace_back());
+    source_->next(batches.emplace_back());
     if (s_.position_offsets > 0)
       draw_offsets(batches.back(), s_.position_offsets, s_.levels, static_cast<std::uint64_t>(s_.seed),
                    static_cast<std::uint64_t>(p_.step * s_.accumulate) + batches.size() - 1);
     interval_tokens_ += static_cast<double>(batches.back().tokens.size());
     p_.tokens += static_cast<std::int64_t>(batches.back().tokens.size());
   } while (static_cast<std::int64_t>(batches.size()) < s_.accumulate &&
-           (s_.epochs == 0 || reader_->position().epoch < s_.epochs));
+           (s_.epochs == 0 || source_->position().epoch < s_.epochs));
 
   last_rate_ = rate();
   const OptimizerSettings optimizer{
@@ -314,7 +284,7 @@ void Trainer::step() {
     ++p_.skipped_in_a_row;
   }
   ++p_.step;
-  p_.position = reader_->position();
+  p_.position = source_->position();
   const double end = monotonic_seconds();
   p_.seconds = end - began_;
   busy_seconds_ += end - begin;
@@ -349,23 +319,23 @@ std::string Trainer::step_text() const {
 }
 
 void Trainer::report(double seconds, double rate, double norm) {
-  const double loss = p_.scored > 0 ? p_.loss / static_cast<double>(p_.scored) : kNaN;
+  const double loss = mean_loss();
   const double speed = seconds > 0 ? interval_tokens_ / seconds : kNaN;
-  log_->write(json{{"type", "train"},
-                   {"step", p_.step},
-                   {"loss", number(loss)},
-                   {"bits_per_byte", number(loss / std::numbers::ln2)},
-                   {"lr", rate},
-                   {"grad_norm", number(norm)},
-                   {"tokens_per_second", number(speed)},
-                   {"eta_seconds", number(eta())},
-                   {"elapsed_seconds", p_.seconds},
-                   {"tokens", p_.tokens},
-                   {"epoch", p_.position.epoch},
-                   {"skipped", p_.skipped}});
-  console_.line(fmt::format("{}  loss {:7.4f}  bits/byte {:7.4f}  lr {:.2e}  grad {:9.4g}  {:>6} tokens/s  eta {:>8}{}",
-                            step_text(), loss, loss / std::numbers::ln2, rate, norm, format_count(speed),
-                            format_duration(eta()),
+  json row{{"type", "train"},
+           {"step", p_.step},
+           {"loss", number(loss)},
+           {"lr", rate},
+           {"grad_norm", number(norm)},
+           {"tokens_per_second", number(speed)},
+           {"eta_seconds", number(eta())},
+           {"elapsed_seconds", p_.seconds},
+           {"tokens", p_.tokens},
+           {"epoch", p_.position.epoch},
+           {"skipped", p_.skipped}};
+  source_->describe(loss, row);
+  log_->write(row);
+  console_.line(fmt::format("{}  {}  lr {:.2e}  grad {:9.4g}  {:>6} tokens/s  eta {:>8}{}", step_text(),
+                            source_->line(loss), rate, norm, format_count(speed), format_duration(eta()),
                             p_.skipped > 0 ? fmt::format("  skipped {}", p_.skipped) : std::string()));
   p_.loss = 0;
   p_.scored = 0;
@@ -373,36 +343,27 @@ void Trainer::report(double seconds, double rate, double norm) {
 }
 
 void Trainer::validate() {
-  if (validation_.bytes() == 0) return;
-  EvaluationOptions options;
-  options.seq_len = s_.seq_len;
-  options.batch_tokens = s_.batch_tokens;
-  options.progress = [&](std::int64_t done) {
-    console_.live(fmt::format("{}  validating {:3.0f} %", step_text(),
-                              100.0 * static_cast<double>(done) / static_cast<double>(validation_.bytes())));
-  };
-  double bits = kNaN;
-  try {
-    bits = evaluate(*model_, validation_, options).bits_per_byte();
-  } catch (const Error&) {  // not finite
-  }
-  p_.last = bits;
-  const bool best = std::isfinite(bits) && !(bits >= p_.best);
-  if (best) p_.best = bits;
+  if (!source_->validates()) return;
+  const Validation found = source_->validate(
+      *model_, [&](double part) { console_.live(fmt::format("{}  validating {:3.0f} %", step_text(), 100 * part)); });
+  p_.last = found.value;
+  const bool best = std::isfinite(found.value) && (std::isnan(p_.best) || source_->better(found.value, p_.best));
+  if (best) p_.best = found.value;
   p_.seconds = monotonic_seconds() - began_;
-  log_->write(json{{"type", "validation"},
-                   {"step", p_.step},
-                   {"loss", number(bits * std::numbers::ln2)},
-                   {"bits_per_byte", number(bits)},
-                   {"bytes", validation_.bytes()},
-                   {"best", best},
-                   {"elapsed_seconds", p_.seconds}});
-  console_.line(fmt::format("{}  validation    bits/byte {:7.4f}{}", step_text(), bits, best ? "  best so far" : ""));
+  json row{{"type", "validation"},
+           {"step", p_.step},
+           {"loss", number(found.loss)},
+           {source_->key(), number(found.value)},
+           {"best", best},
+           {"elapsed_seconds", p_.seconds}};
+  row.update(found.log);
+  log_->write(row);
+  console_.line(fmt::format("{}  {}{}", step_text(), source_->line(found), best ? "  best so far" : ""));
 }
 
 void Trainer::save() {
   p_.seconds = monotonic_seconds() - began_;
-  json trainer = to_json(p_);
+  json trainer = to_json(p_, source_->key());
   trainer["format"] = "loglinear.trainer";
   trainer["version"] = 1;
   trainer["data_hash"] = fmt::format("{:016x}", data_hash_);
@@ -428,8 +389,7 @@ TrainResult Trainer::run() {
     if (every(s_.log_every) || end) {
       report(busy_seconds_, last_rate_, last_norm_);
     } else {
-      console_.live(fmt::format("{}  bits/byte {:.4f}  {} tokens/s  eta {}", step_text(),
-                                p_.scored > 0 ? p_.loss / static_cast<double>(p_.scored) / std::numbers::ln2 : kNaN,
+      console_.live(fmt::format("{}  {}  {} tokens/s  eta {}", step_text(), source_->line(mean_loss()),
                                 format_count(interval_tokens_ / busy_seconds_), format_duration(eta())));
     }
     if (every(s_.val_every) || end) validate();
@@ -441,8 +401,7 @@ TrainResult Trainer::run() {
   console_.clear();
   if (!stopped)
     console_.line(fmt::format("done      {} steps in {}{}, checkpoint {}", p_.step, format_duration(p_.seconds),
-                              std::isfinite(p_.last) ? fmt::format(", validation {:.4f} bits/byte", p_.last) : "",
-                              checkpoint_));
+                              std::isfinite(p_.last) ? ", validation " + source_->value(p_.last) : "", checkpoint_));
   return {p_.step, p_.skipped, stopped, p_.last, checkpoint_};
 }
 
@@ -500,6 +459,7 @@ nn::ModelConfig model_config(const TrainSettings& s) {
   c.dense_heads = only(mosa, "dense-heads", s.dense_heads);
   c.routed_heads = only(mosa, "routed-heads", s.routed_heads);
   c.sparsity = only(mosa, "sparsity", s.sparsity);
+  if (!s.task.name.empty()) c.vocab_size = resolved(task_of(s)).vocab;
   c.norm_eps = s.norm_eps > 0 ? s.norm_eps : delta ? 1e-6 : 1e-5;
   try {
     return nn::resolved(c);
@@ -507,6 +467,12 @@ nn::ModelConfig model_config(const TrainSettings& s) {
     const std::string text = error.what();
     fail_usage("train", "{}", text.substr(text.find("] ") + 2));
   }
+}
+
+TaskSettings task_of(const TrainSettings& settings) {
+  TaskSettings task = settings.task;
+  task.length = settings.seq_len;
+  return task;
 }
 
 TrainResult train(const TrainSettings& settings, const TrainHooks& hooks) {

@@ -1,5 +1,5 @@
 #pragma once
-// Training a byte-level language model.
+// Training a language model, on text or on the examples of a task.
 
 #include <cstdint>
 #include <functional>
@@ -9,6 +9,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "app/task.hpp"
 #include "nn/model.hpp"
 
 namespace loglinear::app {
@@ -19,6 +20,10 @@ struct TrainSettings {
   std::vector<std::string> data;
   std::vector<std::string> val_data;
   std::string out;
+
+  // A name: examples of this task instead of text, at most seq_len tokens long (task.length is not used). data is then
+  // the text that they are made from, where the task takes one.
+  TaskSettings task;
 
   std::string mixer = "log_linear_mamba2";
   std::int64_t hidden_size = 256, layers = 4, heads = 0, groups = 0, key_width = 0, value_width = 0, kv_heads = 0;
@@ -39,13 +44,18 @@ struct TrainSettings {
   std::int64_t seed = 1, threads = 0;
 
   double val_fraction = 0.05;
-  std::int64_t data_bytes = 0;  // 0: all
+  std::int64_t data_bytes = 0;      // 0: all
+  std::int64_t val_examples = 128;  // of a task
   std::int64_t val_bytes = 65536, val_every = 200, save_every = 200, log_every = 10;
   bool resume = false, quiet = false;
 };
 
-// The model that the settings ask for. Throws Error of kind usage when the sizes contradict each other, or when one is
-// given that only other mixers have (window, stride, dense_heads, routed_heads, sparsity).
+// The task that the settings ask for; its name is empty when they ask for text.
+TaskSettings task_of(const TrainSettings& settings);
+
+// The model that the settings ask for, with the vocabulary of the task. Throws Error of kind usage when the sizes
+// contradict each other, or when one is given that only other mixers have (window, stride, dense_heads, routed_heads,
+// sparsity).
 nn::ModelConfig model_config(const TrainSettings& settings);
 
 // How the run talks to whoever started it.
@@ -60,7 +70,7 @@ struct TrainResult {
   std::int64_t step = 0;     // optimizer steps of the whole run, also before a resume
   std::int64_t skipped = 0;  // of these, not applied because they were not finite
   bool interrupted = false;
-  double validation = 0;   // bits per byte at the end; NaN without validation text
+  double validation = 0;   // at the end: bits per byte, of a task its accuracy; NaN without validation
   std::string checkpoint;  // the folder written last
 };
 
