@@ -299,10 +299,12 @@ void Trainer::step() {
                      {"skipped_in_a_row", p_.skipped_in_a_row}});
     if (p_.skipped_in_a_row >= kMaxSkippedInARow) {
       console_.clear();
-      fail("train", "{} steps in a row had a loss or gradient that is not finite, the last at step {}: {}",
-           p_.skipped_in_a_row, p_.step,
-           checkpoint_.empty() ? "there is no checkpoint yet; try a smaller --lr"
-                               : "the newest checkpoint is " + checkpoint_ + "; try a smaller --lr");
+      throw Diverged(
+          "train",
+          fmt::format("{} steps in a row had a loss or gradient that is not finite, the last at step {}: {}",
+                      p_.skipped_in_a_row, p_.step,
+                      checkpoint_.empty() ? "there is no checkpoint yet; try a smaller --lr"
+                                          : "the newest checkpoint is " + checkpoint_ + "; try a smaller --lr"));
     }
   }
 }

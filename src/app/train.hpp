@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "app/task.hpp"
+#include "loglinear/error.hpp"
 #include "nn/model.hpp"
 
 namespace loglinear::app {
@@ -72,6 +73,12 @@ struct TrainResult {
   bool interrupted = false;
   double validation = 0;   // at the end: bits per byte, of a task its accuracy; NaN without validation
   std::string checkpoint;  // the folder written last
+};
+
+// Thrown by train() when it gives up: too many steps in a row had a loss or gradient that is not finite.
+class Diverged : public Error {
+ public:
+  using Error::Error;
 };
 
 // Trains as the settings say: a fresh run into settings.out, or with settings.resume the continuation of the newest
