@@ -22,6 +22,7 @@ void add_task(CLI::App& app, Run& run);
 void add_op(CLI::App& app, Run& run);
 void add_bench(CLI::App& app, Run& run);
 void add_compare(CLI::App& app, Run& run);
+void add_recipe(CLI::App& app, Run& run);
 void add_demo(CLI::App& app, Run& run);
 
 // What the user typed, quoted as a shell would want it again.

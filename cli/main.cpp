@@ -72,7 +72,8 @@ int run(int argc, char** argv) {
   app.require_subcommand(0, 1);
   app.footer(kExamples);
   Run command;
-  for (const auto add : {add_train, add_eval, add_generate, add_inspect, add_task, add_op, add_bench, add_compare, add_demo})
+  for (const auto add :
+       {add_train, add_eval, add_generate, add_inspect, add_task, add_op, add_bench, add_compare, add_recipe, add_demo})
     add(app, command);
 
   std::string where = "loglinear";

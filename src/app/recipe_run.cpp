@@ -1,0 +1,421 @@
+// The trainings of a recipe, several at once.
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <condition_variable>
+#include <deque>
+#include <exception>
+#include <limits>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <thread>
+
+#include "app/checkpoint.hpp"
+#include "app/progress.hpp"
+#include "app/recipe_steps.hpp"
+#include "app/settings.hpp"
+#include "base/error.hpp"
+#include "base/machine.hpp"
+#include "io/config.hpp"
+#include "io/file.hpp"
+#include "io/json_log.hpp"
+
+namespace loglinear::app {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr const char* kWhere = "recipe";
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+
+// In a file, NaN is "nan", and what does not exist null.
+json to_json(const RecipeValue& value) {
+  if (!value) return nullptr;
+  return std::isfinite(*value) ? json(*value) : json("nan");
+}
+
+RecipeValue value_from(const json& value) {
+  if (value.is_null()) return std::nullopt;
+  return value.is_string() ? kNaN : value.get<double>();
+}
+
+class Runner {
+ public:
+  Runner(const Recipe& recipe, const RecipeRun& run, const RecipeHooks& hooks)
+      : recipe_(recipe), out_(run.out), hooks_(hooks), states_(recipe.trainings.size()) {
+    result_.outcomes.resize(recipe.trainings.size());
+    for (RecipeOutcome& outcome : result_.outcomes) outcome.values.resize(recipe.measurements.size());
+    const std::size_t jobs = static_cast<std::size_t>(run.jobs > 0 ? run.jobs : processors());
+    result_.jobs = static_cast<int>(std::clamp<std::size_t>(jobs, 1, std::max<std::size_t>(1, states_.size())));
+  }
+  RecipeResult run();
+
+ private:
+  struct State {
+    std::atomic<std::int64_t> steps{0};  // of this call
+    std::atomic<bool> running{false};
+    std::atomic<double> began{0};
+    bool old = false;  // had ended before this call
+  };
+
+  fs::path folder(std::size_t i) const { return out_ / recipe_.trainings[i].name; }
+  bool read_result(std::size_t i);
+  void write_result(std::size_t i, bool ended);
+  void read_texts();
+  std::string text_key(const TrainSettings& settings) const;
+  const Text& text_of(const TrainSettings& settings) const;
+  bool interrupted() const { return stop_ || (hooks_.interrupted && hooks_.interrupted()); }
+  void work();
+  void train_one(std::size_t i);
+  void measure_one(std::size_t i, bool cost);
+  bool complete(std::size_t i, bool cost) const;
+  void report(std::size_t i);
+  double part(std::size_t i) const;
+  void tell();
+  void deliver();
+  void write_table();
+
+  const Recipe& recipe_;
+  const fs::path out_;
+  const RecipeHooks& hooks_;
+  RecipeResult result_;
+  std::vector<State> states_;
+  std::map<std::string, Text> texts_;  // held out, by what they are read from
+  std::unique_ptr<io::JsonLog> log_;
+  double began_ = 0;
+
+  std::atomic<std::size_t> next_{0};
+  std::atomic<bool> stop_{false};
+  std::mutex guard_;  // of everything below, the log and the outcomes
+  std::condition_variable changed_;
+  std::exception_ptr error_;
+  std::deque<std::string> lines_, warnings_;
+  std::set<std::string> warned_;
+  std::int64_t done_ = 0;
+  int workers_ = 0;
+};
+
+// Whether the training has ended before. Refuses what was made with other settings.
+bool Runner::read_result(std::size_t i) {
+  const fs::path path = folder(i) / "result.json";
+  std::error_code ignored;
+  if (!fs::exists(path, ignored)) return false;
+  const json file = io::parse_json(io::read_file(path), path.string());
+  RecipeOutcome outcome;
+  outcome.values.resize(recipe_.measurements.size());
+  json then, now;
+  try {
+    // Read as settings, so that those which are new since then have the value that they had without saying so.
+    TrainSettings stored;
+    apply_settings(stored, file.at("settings"), path.string());
+    then = app::to_json(stored), now = app::to_json(recipe_.trainings[i].settings);
+    outcome.ended = file.at("ended");
+    if (outcome.ended) {
+      outcome.diverged = file.at("diverged");
+      outcome.steps = file.at("steps");
+      outcome.tokens = file.at("tokens");
+      outcome.parameters = file.at("parameters");
+      outcome.seconds = file.at("seconds");
+      for (const json& score : file.at("scores"))
+        for (std::size_t m = 0; m < recipe_.measurements.size(); ++m) {
+          if (recipe_.measurements[m].definition != score.at("definition")) continue;
+          for (const json& value : score.at("values")) outcome.values[m].push_back(value_from(value));
+          if (outcome.values[m].size() != recipe_.measurements[m].columns.size()) outcome.values[m].clear();
+        }
+    }
+  } catch (const json::exception&) {
+    fail(kWhere, "{}: is not one of this program", path.string());
+  }
+  for (const auto& [key, value] : now.items())
+    if (!then.contains(key) || then.at(key) != value)
+      fail_usage(kWhere, "{} was trained with {} {}, not {}: give another --out, or remove that folder",
+                 folder(i).string(), key, then.contains(key) ? then.at(key).dump() : "by default", value.dump());
+  result_.outcomes[i] = outcome;
+  return outcome.ended;
+}
+
+void Runner::write_result(std::size_t i, bool ended) {
+  const RecipeOutcome& outcome = result_.outcomes[i];
+  json file{{"settings", app::to_json(recipe_.trainings[i].settings)}, {"ended", ended}};
+  if (ended) {
+    json scores = json::array();
+    for (std::size_t m = 0; m < recipe_.measurements.size(); ++m) {
+      if (outcome.values[m].empty()) continue;
+      json labels = json::array(), values = json::array();
+      for (const RecipeColumn& column : recipe_.measurements[m].columns) labels.push_back(column.label);
+      for (const RecipeValue& value : outcome.values[m]) values.push_back(to_json(value));
+      scores.push_back({{"definition", recipe_.measurements[m].definition}, {"labels", labels}, {"values", values}});
+    }
+    file["diverged"] = outcome.diverged, file["steps"] = outcome.steps, file["tokens"] = outcome.tokens;
+    file["parameters"] = outcome.parameters, file["seconds"] = outcome.seconds, file["scores"] = scores;
+  }
+  io::write_file_atomic(folder(i) / "result.json", file.dump(1, ' ', false, json::error_handler_t::replace) + "\n");
+}
+
+std::string Runner::text_key(const TrainSettings& s) const {
+  return json{s.data, s.val_data, s.val_fraction, s.data_bytes}.dump(-1, ' ', false, json::error_handler_t::replace);
+}
+
+const Text& Runner::text_of(const TrainSettings& settings) const { return texts_.at(text_key(settings)); }
+
+// Every text once, and before anything is trained: a missing file is known at once.
+void Runner::read_texts() {
+  for (const RecipeTraining& training : recipe_.trainings) {
+    const std::string key = text_key(training.settings);
+    if (texts_.contains(key)) continue;
+    const bool needed = std::any_of(recipe_.measurements.begin(), recipe_.measurements.end(), [](const Measurement& m) {
+      return m.kind == Measurement::Kind::task || (m.kind == Measurement::Kind::text && !m.definition.contains("data"));
+    });
+    texts_.emplace(key, needed ? held_out_text(training.settings) : Text());
+    for (const Measurement& m : recipe_.measurements)
+      if (m.kind == Measurement::Kind::text && !m.definition.contains("data") && texts_.at(key).bytes() == 0)
+        fail_usage(kWhere, "{}: nothing is held out of the text (val-fraction 0): nothing can be scored",
+                   training.name);
+  }
+}
+
+bool Runner::complete(std::size_t i, bool cost) const {
+  const RecipeOutcome& outcome = result_.outcomes[i];
+  if (!outcome.ended) return false;
+  for (std::size_t m = 0; m < recipe_.measurements.size(); ++m)
+    if ((recipe_.measurements[m].kind == Measurement::Kind::cost) == cost && outcome.values[m].empty()) return false;
+  return true;
+}
+
+void Runner::train_one(std::size_t i) {
+  const RecipeTraining& training = recipe_.trainings[i];
+  State& state = states_[i];
+  TrainSettings settings = training.settings;
+  settings.out = folder(i).string();
+  fs::create_directories(folder(i));
+  {
+    const std::lock_guard lock(guard_);
+    write_result(i, false);
+  }
+  TrainHooks hooks;
+  hooks.interrupted = [&] {
+    ++state.steps;
+    return interrupted();
+  };
+  hooks.warn = [&](const std::string& text) {
+    const std::lock_guard lock(guard_);
+    if (warned_.insert(text).second) warnings_.push_back(training.name + ": " + text);
+  };
+  RecipeOutcome outcome = result_.outcomes[i];
+  const double began = monotonic_seconds();
+  try {
+    const TrainResult result = train(settings, hooks);
+    if (result.interrupted) throw Interrupted{};
+    outcome.steps = result.step;
+    const std::optional<TrainingCheckpoint> checkpoint = newest_checkpoint(folder(i), {});
+    if (!checkpoint) fail("train", "{}: the checkpoint is gone", folder(i).string());
+    outcome.tokens = checkpoint->trainer.at("tokens");
+    outcome.seconds = checkpoint->trainer.at("elapsed_seconds");
+  } catch (const Diverged&) {
+    outcome.diverged = true;
+    outcome.steps = state.steps;
+    outcome.seconds = monotonic_seconds() - began;
+  }
+  for (const nn::ParameterInfo& info : nn::parameter_list(model_config(settings))) {
+    std::int64_t elements = 1;
+    for (const std::int64_t size : info.shape) elements *= size;
+    outcome.parameters += elements;
+  }
+  outcome.ended = true;
+  const std::lock_guard lock(guard_);
+  result_.outcomes[i] = outcome;
+  write_result(i, true);
+}
+
+// What has not been measured yet of what is cost, or of what is not.
+void Runner::measure_one(std::size_t i, bool cost) {
+  const RecipeTraining& training = recipe_.trainings[i];
+  for (std::size_t m = 0; m < recipe_.measurements.size(); ++m) {
+    const Measurement& measurement = recipe_.measurements[m];
+    if ((measurement.kind == Measurement::Kind::cost) != cost || !result_.outcomes[i].values[m].empty()) continue;
+    if (interrupted()) throw Interrupted{};
+    const double began = monotonic_seconds();
+    std::vector<RecipeValue> values(measurement.columns.size(), kNaN);
+    if (!result_.outcomes[i].diverged)
+      values =
+          measure(measurement, training.settings, folder(i), text_of(training.settings), [&] { return interrupted(); });
+    const double seconds = monotonic_seconds() - began;
+
+    json labels = json::array(), list = json::array(), sweep = json::object();
+    for (const RecipeColumn& column : measurement.columns) labels.push_back(column.label);
+    for (const RecipeValue& value : values) list.push_back(to_json(value));
+    const RecipeRow& row = recipe_.rows[training.row];
+    for (const auto& [key, value] : row.sweep) sweep[key] = value;
+    const std::lock_guard lock(guard_);
+    result_.outcomes[i].values[m] = values;
+    write_result(i, true);
+    log_->write(json{{"training", training.name},
+                     {"case", row.name},
+                     {"sweep", sweep},
+                     {"seed", training.settings.seed},
+                     {"labels", labels},
+                     {"values", list},
+                     {"seconds", seconds},
+                     {"training_seconds", result_.outcomes[i].seconds},
+                     {"tokens", result_.outcomes[i].tokens}});
+  }
+}
+
+void Runner::write_table() { io::write_file_atomic(out_ / "table.md", recipe_text(recipe_, result_, "")); }
+
+void Runner::report(std::size_t i) {
+  const RecipeOutcome& outcome = result_.outcomes[i];
+  const std::lock_guard lock(guard_);
+  ++done_;
+  std::string line = fmt::format("{} of {}  {}  {}", done_, recipe_.trainings.size(), recipe_.trainings[i].name,
+                                 format_duration(outcome.seconds));
+  if (outcome.diverged) line += "  diverged";
+  for (std::size_t m = 0; m < recipe_.measurements.size(); ++m)
+    if (!outcome.values[m].empty()) {
+      const RecipeColumn& column = recipe_.measurements[m].columns.front();
+      line += fmt::format("  {} {}{}", column.label, format_values({outcome.values[m].front()}, column.unit),
+                          column.unit == "%" ? " %" : "");
+    }
+  lines_.push_back(line);
+  result_.seconds = monotonic_seconds() - began_;
+  write_table();
+}
+
+void Runner::work() {
+  try {
+    for (std::size_t i; (i = next_.fetch_add(1)) < recipe_.trainings.size();) {
+      if (states_[i].old && complete(i, false)) continue;
+      if (interrupted()) break;
+      states_[i].began = monotonic_seconds();
+      states_[i].running = true;
+      try {
+        if (!states_[i].old) train_one(i);
+        measure_one(i, false);
+      } catch (const Error& error) {
+        const std::string text = error.what();
+        const std::size_t at = text.find("] ");
+        throw Error(kWhere, recipe_.trainings[i].name + ": " + (at == text.npos ? text : text.substr(at + 2)),
+                    error.kind());
+      }
+      states_[i].running = false;
+      report(i);
+    }
+  } catch (const Interrupted&) {
+  } catch (...) {
+    const std::lock_guard lock(guard_);
+    if (!error_) error_ = std::current_exception();
+    stop_ = true;
+  }
+  const std::lock_guard lock(guard_);
+  --workers_;
+  changed_.notify_all();
+}
+
+// Of the training's work that this call has done.
+double Runner::part(std::size_t i) const {
+  const TrainSettings& s = recipe_.trainings[i].settings;
+  if (s.steps > 0) return std::min(1.0, static_cast<double>(states_[i].steps) / static_cast<double>(s.steps));
+  if (s.minutes > 0 && states_[i].running)
+    return std::min(1.0, (monotonic_seconds() - states_[i].began) / (60 * s.minutes));
+  return 0;
+}
+
+void Runner::tell() {
+  if (!hooks_.progress) return;
+  RecipeProgress progress;
+  progress.all = static_cast<std::int64_t>(recipe_.trainings.size());
+  double done = 0, left = 0;
+  {
+    const std::lock_guard lock(guard_);
+    progress.done = done_;
+    for (std::size_t i = 0; i < states_.size(); ++i) {
+      if (states_[i].old) continue;
+      const double part = result_.outcomes[i].ended ? 1 : this->part(i);
+      done += recipe_.trainings[i].work * part;
+      left += recipe_.trainings[i].work * (1 - part);
+      if (states_[i].running)
+        progress.running.push_back(fmt::format("{} {:.0f} %", recipe_.trainings[i].name, 100 * part));
+    }
+  }
+  progress.eta_seconds = (monotonic_seconds() - began_) * left / done;
+  hooks_.progress(progress);
+}
+
+// Lines of the workers: the hooks are called by the thread that runs the recipe.
+void Runner::deliver() {
+  std::deque<std::string> lines, warnings;
+  {
+    const std::lock_guard lock(guard_);
+    lines.swap(lines_), warnings.swap(warnings_);
+  }
+  for (const std::string& text : warnings)
+    if (hooks_.warn) hooks_.warn(text);
+  for (const std::string& text : lines)
+    if (hooks_.line) hooks_.line(text);
+}
+
+RecipeResult Runner::run() {
+  began_ = monotonic_seconds();
+  std::error_code error;
+  if (fs::exists(out_, error) && !fs::is_directory(out_, error))
+    fail(kWhere, "--out {}: is a file, a folder is needed", out_.string());
+  fs::create_directories(out_, error);
+  if (error) fail(kWhere, "cannot make the folder {}: {}", out_.string(), error.message());
+  const DirectoryLock lock(out_);
+  io::remove_stale_temporaries(out_);
+  for (std::size_t i = 0; i < states_.size(); ++i) {
+    states_[i].old = read_result(i);
+    done_ += states_[i].old && complete(i, false);
+  }
+  read_texts();
+  log_ = std::make_unique<io::JsonLog>(out_ / "results.jsonl");
+  if (done_ > 0 && hooks_.line)
+    hooks_.line(fmt::format("{} of {} trainings were done before", done_, recipe_.trainings.size()));
+
+  workers_ = result_.jobs;
+  std::vector<std::thread> threads;
+  for (int w = 0; w < result_.jobs; ++w) threads.emplace_back([this] { work(); });
+  for (bool ended = false; !ended;) {
+    {
+      std::unique_lock waiting(guard_);
+      ended = changed_.wait_for(waiting, std::chrono::milliseconds(200), [&] { return workers_ == 0; });
+    }
+    deliver();
+    if (!ended) tell();
+  }
+  for (std::thread& thread : threads) thread.join();
+  if (error_) std::rethrow_exception(error_);
+  try {
+    for (std::size_t i = 0; i < states_.size(); ++i) {
+      if (interrupted()) throw Interrupted{};
+      if (complete(i, true)) continue;
+      if (hooks_.progress) {
+        RecipeProgress progress;
+        progress.done = done_, progress.all = static_cast<std::int64_t>(recipe_.trainings.size());
+        progress.running.push_back("cost of " + recipe_.trainings[i].name);
+        progress.eta_seconds = kNaN;
+        hooks_.progress(progress);
+      }
+      measure_one(i, true);
+    }
+  } catch (const Interrupted&) {
+  }
+  for (std::size_t i = 0; i < states_.size(); ++i)
+    if (!complete(i, false) || !complete(i, true)) result_.interrupted = true;
+  result_.seconds = monotonic_seconds() - began_;
+  write_table();
+  return result_;
+}
+
+}  // namespace
+
+RecipeResult run_recipe(const Recipe& recipe, const RecipeRun& run, const RecipeHooks& hooks) {
+  return Runner(recipe, run, hooks).run();
+}
+
+}  // namespace loglinear::app

@@ -1,0 +1,199 @@
+#include "app/recipe.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "loglinear/error.hpp"
+
+namespace loglinear::app {
+namespace {
+
+using nlohmann::json;
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+
+json small() {
+  return json::parse(R"({
+    "title": "Small", "seeds": 2,
+    "settings": {"task": "mqar", "vocab": 32, "seq_len": 32, "items": 4, "hidden-size": 16, "layers": 1, "heads": 2,
+                 "batch-tokens": 64, "steps": 3},
+    "case": [{"name": "base", "mixer": "mamba2"}, {"name": "ours", "mixer": "log_linear_mamba2", "levels": 6}],
+    "sweep": {"lr": [0.01, 0.001], "hidden-size": [16, 32]},
+    "score": [{"kind": "task", "label": "recall", "items": [2, 4], "examples": 3},
+              {"kind": "cost", "columns": ["state", "parameters"]}]})");
+}
+
+// The message of the usage error; empty when there is none.
+std::string refusal(const json& file, const RecipeOptions& options = {}) {
+  try {
+    plan_recipe(file, "file.toml", options);
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), Error::Kind::usage) << error.what();
+    return error.what();
+  }
+  return "";
+}
+
+TEST(Recipe, PlansEveryCaseWithEveryChoiceAndSeed) {
+  const Recipe recipe = plan_recipe(small(), "file.toml");
+  EXPECT_EQ(recipe.title, "Small");
+  ASSERT_EQ(recipe.rows.size(), 8u);
+  ASSERT_EQ(recipe.trainings.size(), 16u);
+  const RecipeTraining &first = recipe.trainings[0], &last = recipe.trainings[15];
+  EXPECT_EQ(first.name, "base-16-0.01-1");
+  EXPECT_EQ(recipe.trainings[1].name, "base-16-0.001-1");
+  EXPECT_EQ(recipe.trainings[8].name, "base-16-0.01-2");
+  EXPECT_EQ(last.name, "ours-32-0.001-2");
+  EXPECT_EQ(first.settings.mixer, "mamba2");
+  EXPECT_EQ(last.settings.mixer, "log_linear_mamba2");
+  EXPECT_EQ(last.settings.levels, 6);
+  EXPECT_EQ(last.settings.hidden_size, 32);
+  EXPECT_EQ(last.settings.lr, 0.001);
+  EXPECT_EQ(last.settings.seed, 2);
+  EXPECT_EQ(last.settings.threads, 1);
+  EXPECT_EQ(last.settings.seq_len, 32);
+  EXPECT_EQ(last.tokens, 3 * 64);
+  ASSERT_EQ(recipe.measurements.size(), 3u);
+  EXPECT_EQ(recipe.measurements[0].columns, (std::vector<RecipeColumn>{{"recall, items 2", "%"}}));
+  EXPECT_EQ(recipe.measurements[1].columns, (std::vector<RecipeColumn>{{"recall, items 4", "%"}}));
+  EXPECT_EQ(recipe.measurements[2].columns,
+            (std::vector<RecipeColumn>{{"state", "bytes"}, {"parameters", "parameters"}}));
+}
+
+TEST(Recipe, WhatTheCommandLineLaysOver) {
+  RecipeOptions options;
+  options.set = {"steps=7", "hidden_size=24", "lr=[0.1,0.2,0.3]", "levels=5"};
+  options.seeds = 1, options.seed = 11, options.examples = 9;
+  const Recipe recipe = plan_recipe(small(), "file.toml", options);
+  ASSERT_EQ(recipe.trainings.size(), 6u);
+  EXPECT_EQ(recipe.trainings[5].name, "ours-24-0.3-11");
+  for (const RecipeTraining& training : recipe.trainings) {
+    EXPECT_EQ(training.settings.steps, 7);
+    EXPECT_EQ(training.settings.hidden_size, 24);
+    EXPECT_EQ(training.settings.levels, 5);
+    EXPECT_EQ(training.settings.seed, 11);
+  }
+  EXPECT_EQ(recipe.measurements[0].definition["examples"], 9);
+  options.only = "^ours.*0.2";
+  const Recipe part = plan_recipe(small(), "file.toml", options);
+  ASSERT_EQ(part.trainings.size(), 1u);
+  EXPECT_EQ(part.trainings[0].name, "ours-24-0.2-11");
+  ASSERT_EQ(part.rows.size(), 1u);
+  EXPECT_EQ(part.trainings[0].row, 0u);
+}
+
+TEST(Recipe, RefusesWhatItDoesNotKnow) {
+  EXPECT_EQ(refusal(small()), "");
+  const auto with = [](const char* pointer, const json& value) {
+    json file = small();
+    file[json::json_pointer(pointer)] = value;
+    return refusal(file);
+  };
+  const auto says = [](const std::string& text, const char* part) { return text.find(part) != std::string::npos; };
+  EXPECT_TRUE(says(with("/sede", 3), "sede"));
+  EXPECT_TRUE(says(with("/seeds", 0), "seeds"));
+  EXPECT_TRUE(says(with("/settings/hiden-size", 16), "hiden-size"));
+  EXPECT_TRUE(says(with("/settings/seed", 16), "seed is not a setting of a recipe"));
+  EXPECT_TRUE(says(with("/case/1/levels", "many"), "case ours: levels"));
+  EXPECT_TRUE(says(with("/case/1/name", "base"), "two cases base"));
+  EXPECT_TRUE(says(with("/case", json::array()), "case"));
+  EXPECT_TRUE(says(with("/sweep/lr", 0.1), "lr: a list"));
+  EXPECT_TRUE(says(with("/sweep/lr", {0.1, 0.1}), "0.1 is there twice"));
+  EXPECT_TRUE(says(with("/sweep/mixer", {"mamba3"}), "mamba3"));
+  EXPECT_TRUE(says(with("/columns", "width"), "columns: width"));
+  EXPECT_TRUE(says(with("/score", json::array()), "score"));
+  EXPECT_TRUE(says(with("/score/0/kind", "speed"), "speed"));
+  EXPECT_TRUE(says(with("/score/0/itms", 3), "itms"));
+  EXPECT_TRUE(says(with("/score/0/items", json::array()), "items: got no value"));
+  EXPECT_TRUE(says(with("/score/0/items", {2, 400}), "400"));
+  EXPECT_TRUE(says(with("/score/0/vocab", 64), "vocabulary of 64"));
+  EXPECT_TRUE(says(with("/score/0/name", "mqarr"), "there is no task mqarr"));
+  EXPECT_TRUE(says(with("/score/0/model", {{"levelpolicy", 1}}), "levelpolicy"));
+  EXPECT_TRUE(says(with("/score/0", {{"kind", "text"}}), "vocabulary of 32"));
+  EXPECT_TRUE(says(with("/score/1/columns", {"price"}), "price"));
+  EXPECT_TRUE(says(with("/score/1", small()["score"][0]), "two scores are called"));
+  RecipeOptions options;
+  options.set = {"steps"};
+  EXPECT_TRUE(says(refusal(small(), options), "SETTING=VALUE"));
+  options.set = {"stps=3"};
+  EXPECT_TRUE(says(refusal(small(), options), "stps"));
+  options.set.clear(), options.only = "(";
+  EXPECT_TRUE(says(refusal(small(), options), "regular expression"));
+  options.only = "nothing";
+  EXPECT_TRUE(says(refusal(small(), options), "no training"));
+}
+
+TEST(Recipe, MeanAndSpreadInTheUnitOfTheScore) {
+  EXPECT_EQ(format_values({}, "%"), "-");
+  EXPECT_EQ(format_values({0.5}, "%"), "50.0");
+  EXPECT_EQ(format_values({0.5, 0.6, 0.7}, "%"), "60.0 ± 10.0");
+  EXPECT_EQ(format_values({1.5, 1.25}, "bits/byte"), "1.375 ± 0.177");
+  EXPECT_EQ(format_values({2048.0, 2048.0}, "bytes"), "2.0 KiB");
+  EXPECT_EQ(format_values({12000.0, 14000.0}, "tokens/s"), "13k ± 1.41k");
+  EXPECT_EQ(format_values({0.5, kNaN, 0.7}, "%"), "nan (1 of 3)");
+  EXPECT_EQ(format_values({kNaN}, "%"), "nan");
+  EXPECT_EQ(format_values({0.5, std::nullopt}, "%"), "-");
+}
+
+TEST(Recipe, TheTableLinesUpAsText) {
+  EXPECT_EQ(markdown_table({"mixer", "width", "a, %"}, {{"mamba2", "16", "75.1 ± 1.2"}, {"flash", "8", "nan"}}, 2),
+            "| mixer  | width |       a, % |\n"
+            "| ------ | ----- | ---------: |\n"
+            "| mamba2 | 16    | 75.1 ± 1.2 |\n"
+            "| flash  | 8     |        nan |\n");
+}
+
+RecipeResult filled(const Recipe& recipe) {
+  RecipeResult result;
+  for (std::size_t i = 0; i < recipe.trainings.size(); ++i) {
+    RecipeOutcome outcome;
+    outcome.ended = true;
+    for (const Measurement& m : recipe.measurements)
+      outcome.values.push_back(std::vector<RecipeValue>(m.columns.size(), 0.01 * static_cast<double>(i)));
+    result.outcomes.push_back(outcome);
+  }
+  return result;
+}
+
+TEST(Recipe, ASettingOfTheSweepCanBeColumns) {
+  json file = small();
+  file["columns"] = "hidden_size";
+  file["score"].erase(1);
+  file["score"][0]["items"] = 4;
+  const Recipe recipe = plan_recipe(file, "file.toml");
+  RecipeResult result = filled(recipe);
+  result.outcomes.back().ended = false;  // ours, 32, 0.001, second seed
+  result.outcomes[9].values[0][0] = kNaN;
+  result.outcomes[9].diverged = true;
+  const std::string text = recipe_text(recipe, result, "loglinear recipe x");
+  const std::string table = markdown_table({"", "lr", "hidden-size 16, %", "hidden-size 32, %"},
+                                           {{"base", "0.01", "4.0 ± 5.7", "6.0 ± 5.7"},
+                                            {"base", "0.001", "nan (1 of 2)", "7.0 ± 5.7"},
+                                            {"ours", "0.01", "8.0 ± 5.7", "10.0 ± 5.7"},
+                                            {"ours", "0.001", "9.0 ± 5.7", "7.0 (1 of 2 seeds)"}},
+                                           2);
+  EXPECT_NE(text.find(table), std::string::npos) << text;
+  for (const char* part : {"## Small\n", "\nrecall, %\n", "2 seeds (1 to 2)", "15 of 16 trainings", "1 diverged",
+                           "command  loglinear recipe x\n", "machine  "})
+    EXPECT_NE(text.find(part), std::string::npos) << part << "\n" << text;
+  const auto object = recipe_json(recipe, result, "loglinear recipe x");
+  EXPECT_EQ(object["rows"].size(), 8u);
+  EXPECT_EQ(object["rows"][1]["sweep"], (json{{"hidden-size", 16}, {"lr", 0.001}}));
+  EXPECT_EQ(object["rows"][1]["scores"][0]["values"][0], 0.01);
+  EXPECT_TRUE(object["rows"][1]["scores"][0]["values"][1].is_null());
+  EXPECT_TRUE(object["rows"][1]["scores"][0]["mean"].is_null());
+  EXPECT_EQ(object["rows"][1]["trainings"][1]["diverged"], true);
+  EXPECT_NEAR(object["rows"][0]["scores"][0]["mean"].get<double>(), 0.04, 1e-15);
+}
+
+TEST(Recipe, CasesCanBeColumns) {
+  json file = small();
+  file["columns"] = "case";
+  const Recipe recipe = plan_recipe(file, "file.toml");
+  const std::string text = recipe_text(recipe, filled(recipe), "");
+  EXPECT_NE(text.find("| hidden-size | lr    | base, recall, items 2, % |"), std::string::npos) << text;
+}
+
+}  // namespace
+}  // namespace loglinear::app
