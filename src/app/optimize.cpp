@@ -30,17 +30,20 @@ StepResult optimizer_step(nn::Model<float>& model, Moments& moments, std::int64_
   result.norm = std::sqrt(squares);
   if (!std::isfinite(result.loss) || !std::isfinite(result.norm)) return result;
 
-  AdamWArgs args{.learning_rate = learning_rate,
-                 .beta1 = settings.beta1,
-                 .beta2 = settings.beta2,
-                 .eps = settings.eps,
-                 .step = ++updates};
+  AdamWArgs args{.beta1 = settings.beta1, .beta2 = settings.beta2, .eps = settings.eps, .step = ++updates};
   if (settings.clip > 0 && result.norm > settings.clip) args.grad_scale = settings.clip / result.norm;
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     const auto& q = parameters[i];
     args.weight_decay = q.decay ? settings.weight_decay : 0;
-    adamw_step(static_cast<std::int64_t>(q.value.size()), q.value.data(), q.grad.data(), moments.first[i].data(),
-               moments.second[i].data(), args, model.threads);
+    const auto update = [&](std::int64_t begin, std::int64_t count, double rate) {
+      args.learning_rate = rate;
+      if (count > 0)
+        adamw_step(count, q.value.data() + begin, q.grad.data() + begin, moments.first[i].data() + begin,
+                   moments.second[i].data() + begin, args, model.threads);
+    };
+    const std::int64_t others = static_cast<std::int64_t>(q.value.size()) - q.scales;
+    update(0, others, learning_rate);
+    update(others, q.scales, settings.scales_lr * learning_rate);
   }
   result.applied = true;
   return result;

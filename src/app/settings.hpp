@@ -91,6 +91,8 @@ void for_each_setting(Settings& s, F&& f) {
     "time, instead of --steps; the schedule then follows the clock and a resumed run is not repeatable");
 
   f("lr", s.lr, SettingRange{0, 1e6}, "Optimizer", "peak learning rate");
+  f("scales-lr", s.scales_lr, SettingRange{0, 1e6}, "Optimizer",
+    "learning rate of what makes level scales, times that of the others");
   f("min-lr", s.min_lr, SettingRange{0, 1e6}, "Optimizer", "learning rate at the end; default: a tenth of --lr");
   f("warmup", s.warmup, count, "Optimizer", "steps of linear warm-up");
   f("schedule", s.schedule, none, "Optimizer", "cosine, linear, wsd (warm-up, stable, decay) or constant");

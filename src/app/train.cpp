@@ -271,8 +271,12 @@ void Trainer::step() {
            (s_.epochs == 0 || source_->position().epoch < s_.epochs));
 
   last_rate_ = rate();
-  const OptimizerSettings optimizer{
-      .beta1 = s_.beta1, .beta2 = s_.beta2, .eps = s_.eps, .weight_decay = s_.weight_decay, .clip = s_.clip};
+  const OptimizerSettings optimizer{.beta1 = s_.beta1,
+                                    .beta2 = s_.beta2,
+                                    .eps = s_.eps,
+                                    .weight_decay = s_.weight_decay,
+                                    .scales_lr = s_.scales_lr,
+                                    .clip = s_.clip};
   const StepResult result = optimizer_step(*model_, moments_, p_.updates, batches, optimizer, last_rate_);
   last_norm_ = result.norm;
   if (result.applied) {

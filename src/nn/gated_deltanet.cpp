@@ -19,7 +19,7 @@ std::vector<ParameterSpec> gated_deltanet_parameters(const ModelConfig& c) {
                                    {"g_proj.weight", {values, D}, Init::normal, true},
                                    {"a_proj.weight", {H, D}, Init::normal, true},
                                    {"b_proj.weight", {H, D}, Init::normal, true}};
-  if (scales) specs.push_back({"l_proj.weight", {H * c.num_levels, D}, Init::normal, true});
+  if (scales) specs.push_back({"l_proj.weight", {H * c.num_levels, D}, Init::normal, true, H * c.num_levels * D});
   for (const ParameterSpec& spec :
        std::vector<ParameterSpec>{{"q_conv1d.weight", {keys, 1, c.conv_width}},
                                   {"k_conv1d.weight", {keys, 1, c.conv_width}, Init::normal, true},
@@ -29,7 +29,7 @@ std::vector<ParameterSpec> gated_deltanet_parameters(const ModelConfig& c) {
                                   {"o_norm.weight", {c.value_width}, Init::ones},
                                   {"o_proj.weight", {D, values}, Init::residual}})
     specs.push_back(spec);
-  if (scales) specs.push_back({"L", {H, c.num_levels}, Init::ones});
+  if (scales) specs.push_back({"L", {H, c.num_levels}, Init::ones, false, H * c.num_levels});
   return specs;
 }
 

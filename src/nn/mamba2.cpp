@@ -10,16 +10,19 @@ namespace loglinear::nn {
 std::vector<ParameterSpec> mamba2_parameters(const ModelConfig& c) {
   const std::int64_t H = c.num_heads, inner = H * c.value_width, conv = inner + 2 * c.num_groups * c.key_width;
   const bool scales = learns_level_scales(c);
-  std::vector<ParameterSpec> specs{
-      {"in_proj.weight", {inner + conv + H + (scales ? H * c.num_levels : 0), c.hidden_size}},
-      {"conv1d.weight", {conv, 1, c.conv_width}},
-      {"conv1d.bias", {conv}, Init::zeros},
-      {"dt_bias", {H}, Init::dt_bias},
-      {"A_log", {H}, Init::log_index},
-      {"D", {H}, Init::ones},
-      {"norm.weight", {inner}, Init::ones},
-      {"out_proj.weight", {c.hidden_size, inner}, Init::residual}};
-  if (scales) specs.push_back({"L", {H, c.num_levels}, Init::ones});
+  std::vector<ParameterSpec> specs{{"in_proj.weight",
+                                    {inner + conv + H + (scales ? H * c.num_levels : 0), c.hidden_size},
+                                    Init::normal,
+                                    false,
+                                    scales ? H * c.num_levels * c.hidden_size : 0},
+                                   {"conv1d.weight", {conv, 1, c.conv_width}},
+                                   {"conv1d.bias", {conv}, Init::zeros},
+                                   {"dt_bias", {H}, Init::dt_bias},
+                                   {"A_log", {H}, Init::log_index},
+                                   {"D", {H}, Init::ones},
+                                   {"norm.weight", {inner}, Init::ones},
+                                   {"out_proj.weight", {c.hidden_size, inner}, Init::residual}};
+  if (scales) specs.push_back({"L", {H, c.num_levels}, Init::ones, false, H * c.num_levels});
   return specs;
 }
 

@@ -96,7 +96,8 @@ struct Parameter {
   std::vector<std::int64_t> shape;
   std::span<T> value;
   std::span<T> grad;
-  bool decay = true;  // whether weight decay applies
+  bool decay = true;        // whether weight decay applies
+  std::int64_t scales = 0;  // how many of its last elements make level scales: they want a smaller learning rate
 };
 
 // An array of a decoding state, under a name that is unique within the state: how states are written to files.

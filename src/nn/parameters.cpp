@@ -110,7 +110,8 @@ ParameterStore<T>::ParameterStore(const ModelConfig& config) : specs_(parameter_
   for (std::size_t i = 0; i < specs_.size(); ++i) {
     const std::size_t n = static_cast<std::size_t>(element_count(specs_[i].shape));
     const Weight<T> weight{values_.get() + offsets[i], grads_.get() + offsets[i]};
-    list_.push_back({specs_[i].name, specs_[i].shape, {weight.value, n}, {weight.grad, n}, decays(specs_[i])});
+    list_.push_back(
+        {specs_[i].name, specs_[i].shape, {weight.value, n}, {weight.grad, n}, decays(specs_[i]), specs_[i].scales});
     by_name_.emplace(specs_[i].name, weight);
   }
 }
@@ -125,6 +126,8 @@ Weight<T> ParameterStore<T>::find(const std::string& name) const {
 // Element i of a parameter that begins as `spec` says. Two random numbers belong to every element.
 static double first_value(const ParameterSpec& spec, const ModelConfig& config, std::uint64_t seed,
                           std::uint64_t stream, std::int64_t i) {
+  // Level scales are the same for every level and token at first, so that a log-linear model begins as its base model.
+  if (spec.init == Init::normal && i >= element_count(spec.shape) - spec.scales) return 0;
   Random random(seed, stream, 2 * static_cast<std::uint64_t>(i));
   switch (spec.init) {
     case Init::normal:

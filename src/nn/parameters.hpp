@@ -29,6 +29,7 @@ struct ParameterSpec {
   Init init = Init::normal;
   // Lies in memory directly behind the one before: matrices that read the same input are multiplied as one.
   bool joined = false;
+  std::int64_t scales = 0;  // of its last elements: those that make level scales
 };
 
 // The parameters of one mixer, names relative to it.
