@@ -127,20 +127,19 @@ std::string shown(const app::Task& task, std::int64_t index, const Example& exam
   std::string text =
       fmt::format("{}, example {}: {} {}, [evidence] and {{what has to follow}}\n{}\n\n", task.info().name, index,
                   length, bytes ? "bytes" : "tokens", settings_text(task.info(), task.settings()));
-  std::size_t next = 0;  // answer
+  std::size_t next = 0;     // answer
+  std::int64_t until = -1;  // the bytes up to here have been shown as an answer
   for (std::int64_t i = 0; i < length; ++i) {
     const std::int32_t token = example.batch.tokens[i], target = example.batch.targets[i];
-    const bool asks = next < example.answers.size() && i >= example.answers[next].begin;
     if (!bytes) {
       text += fmt::format("{}{}{}{}", i > 0 ? " " : "", before[i], token, after[i]);
       if (target >= 0) text += fmt::format(" {{{}}}", target);
       continue;
     }
-    // The bytes of an answer are those that follow.
-    if (!asks || i == example.answers[next].begin) text += before[i] + static_cast<char>(token) + after[i];
-    if (asks) {
-      if (i == example.answers[next].begin) text += "{" + bytes_of(example.tokens(example.answers[next])) + "}";
-      if (i + 1 == example.answers[next].end) ++next;
+    if (i > until) text += before[i] + static_cast<char>(token) + after[i];
+    if (next < example.answers.size() && i == example.answers[next].begin) {
+      text += "{" + bytes_of(example.tokens(example.answers[next])) + "}";
+      until = example.answers[next++].end;
     }
   }
   text += "\n\n";

@@ -149,6 +149,11 @@ TEST(TaskCommand, ListsAndShows) {
   const std::string key = line["answer"];
   EXPECT_NE(shown.out.find("The pass key is [" + key + "]. "), std::string::npos) << shown.out;
   EXPECT_NE(shown.out.find("\nQ: The pass key? A: {" + key + "}\n"), std::string::npos) << shown.out;
+  const Outcome several = run({"task", "needle_multivalue", "--show", "--values", "2", "--digits", "2"});
+  const std::string numbers =
+      lines_of(run({"task", "needle_multivalue", "--values", "2", "--digits", "2"}).out).at(0)["answer"];
+  EXPECT_NE(several.out.find("? A: {" + numbers.substr(0, 2) + "} {" + numbers.substr(3) + "}\n"), std::string::npos)
+      << several.out;
   const Outcome tokens = run({"task", "copy", "--show", "--length", "6", "--items", "2"});
   const Json copy = lines_of(run({"task", "copy", "--length", "6", "--items", "2"}).out).at(0);
   const std::string a = std::to_string(int{copy["tokens"][0]}), b = std::to_string(int{copy["tokens"][1]});
