@@ -307,8 +307,8 @@ std::string excerpt(Random& random, const Text& text, std::int64_t count) {
 }
 
 constexpr const char* kSentences[] = {
-    "The sky is blue.",
-    "The grass is green.",
+    "The sky is clear.",
+    "The grass is tall.",
     "A cat sleeps in the sun.",
     "Rain falls on the hills.",
     "The river runs to the sea.",

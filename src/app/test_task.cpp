@@ -8,6 +8,7 @@
 #include <set>
 
 #include "base/random.hpp"
+#include "io/utf8.hpp"
 #include "loglinear/error.hpp"
 
 namespace loglinear::app {
@@ -439,6 +440,7 @@ TEST(Task, HaystackIsTheText) {
     const Made made = make(task, 1, index);
     const Answer& answer = made.answers.at(0);
     const std::string text = made.text(0, 500);
+    EXPECT_TRUE(io::is_utf8(text)) << text;
     const std::string needle = "The pass key is " + made.asked(answer) + ". ";
     const std::size_t at = text.find(needle);
     ASSERT_NE(at, std::string::npos);
@@ -544,6 +546,7 @@ TEST(Task, TextRecallShowsACueThatOccursOnce) {
     ASSERT_EQ(count(made.text(0, answer.begin + 1), cue), 2) << cue;
     ASSERT_EQ(made.text(answer.evidence - s.cue, answer.evidence), cue);
     std::string text = made.text(0, passage);
+    ASSERT_TRUE(io::is_utf8(text)) << text;
     while (!text.empty() && text.back() == ' ') text.pop_back();
     ASSERT_NE(clean.find(text), std::string::npos) << text;
     ASSERT_NE(text[0] & 0xc0, 0x80);
