@@ -436,6 +436,7 @@ TEST(Task, HaystackIsTheText) {
   std::string clean(some_text().stream.begin() + 1, some_text().stream.end());
   for (char& c : clean) c = c == '\0' ? '\n' : c == '\r' || c == '\x01' ? ' ' : c;
   const Task task({.name = "passkey", .length = 500}, &some_text());
+  std::set<std::string> haystacks;
   for (std::uint64_t index = 0; index < 200; ++index) {
     const Made made = make(task, 1, index);
     const Answer& answer = made.answers.at(0);
@@ -449,7 +450,9 @@ TEST(Task, HaystackIsTheText) {
     while (!haystack.empty() && haystack.back() == ' ') haystack.pop_back();
     EXPECT_NE(clean.find(haystack), std::string::npos) << haystack;
     EXPECT_NE(haystack[0] & 0xc0, 0x80) << "begins inside a character";
+    haystacks.insert(haystack);
   }
+  EXPECT_GT(haystacks.size(), 190u);  // from anywhere
   // A short text is repeated.
   const std::vector<std::string> documents{"abc def "};
   const Text small(documents);
