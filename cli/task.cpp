@@ -43,7 +43,8 @@ constexpr std::size_t kBuffer = 1 << 16;
 
 struct Flags {
   app::TaskSettings settings;
-  std::int64_t count = 1, seed = 1, index = 0;
+  std::int64_t count = 1, index = 0;
+  std::optional<std::int64_t> seed;  // default: 1, of held-out examples 0 as in eval
   std::vector<std::string> data;
   std::string out, format = "jsonl";
   bool list = false, show = false, held_out = false;
@@ -157,7 +158,8 @@ std::string shown(const app::Task& task, std::int64_t index, const Example& exam
   return io::replace_malformed(text);
 }
 
-void write_packed(const Flags& flags, const app::Task& task, const app::Text* text, const Example& all) {
+void write_packed(const Flags& flags, const app::Task& task, const app::Text* text, std::uint64_t seed,
+                  const Example& all) {
   std::vector<std::int64_t> answers;
   for (const app::Answer& answer : all.answers)
     answers.insert(answers.end(), {answer.begin, answer.end, answer.evidence});
@@ -167,12 +169,10 @@ void write_packed(const Flags& flags, const app::Task& task, const app::Text* te
       io::view_of<std::int32_t>("targets", {size(all.batch.targets)}, all.batch.targets),
       io::view_of<std::int64_t>("cu_seqlens", {size(all.batch.cu_seqlens)}, all.batch.cu_seqlens),
       io::view_of<std::int64_t>("answers", {size(all.answers), 3}, answers)};
-  std::map<std::string, std::string> metadata{{"format", "loglinear.task"},
-                                              {"task", task.info().name},
-                                              {"seed", flags.held_out ? "held-out" : std::to_string(flags.seed)},
-                                              {"index", std::to_string(flags.index)},
-                                              {"count", std::to_string(flags.count)},
-                                              {"chance", fmt::format("{}", task.chance())}};
+  std::map<std::string, std::string> metadata{
+      {"format", "loglinear.task"},           {"task", task.info().name},
+      {"seed", std::to_string(seed)},         {"index", std::to_string(flags.index)},
+      {"count", std::to_string(flags.count)}, {"chance", fmt::format("{}", task.chance())}};
   app::for_each_task_setting(task.settings(), [&](const std::string& name, const auto& value, const auto&...) {
     metadata[name] = fmt::format("{}", value);
   });
@@ -195,7 +195,8 @@ int run_task(const Flags& flags) {
   const bool packed = flags.format == "packed";
   need("index", flags.index, 0, kMostExamples - 1);
   need("count", flags.count, 0, kMostExamples - flags.index);
-  need("seed", flags.seed, 0, kMostSeed - 1);
+  const std::int64_t chosen = flags.seed.value_or(flags.held_out ? 0 : 1);
+  need("seed", chosen, 0, kMostSeed - 1);
   if (flags.show && (packed || !flags.out.empty())) fail_usage("task", "--show: prints, without --format or --out");
   if (packed && flags.out.empty()) fail_usage("task", "--format packed: needs --out FILE");
   if (!flags.out.empty() && flags.count == 0) fail_usage("task", "--count: got 0, without end, but --out needs one");
@@ -210,7 +211,7 @@ int run_task(const Flags& flags) {
   if (packed && flags.count > kMostPacked / settings.length)
     fail_usage("task", "--count: got {}, but a packed file holds at most {} tokens", flags.count, kMostPacked);
 
-  const std::uint64_t seed = flags.held_out ? app::kHeldOutSeed : static_cast<std::uint64_t>(flags.seed);
+  const std::uint64_t seed = (flags.held_out ? app::kHeldOutSeed : 0) + static_cast<std::uint64_t>(chosen);
   const std::int64_t end = flags.count == 0 ? kMostExamples : flags.index + flags.count;
   Example example;
   if (flags.out.empty()) {
@@ -240,7 +241,7 @@ int run_task(const Flags& flags) {
     }
   }
   if (packed) {
-    write_packed(flags, task, text ? &*text : nullptr, example);
+    write_packed(flags, task, text ? &*text : nullptr, seed, example);
   } else {
     file.commit();
   }
@@ -256,9 +257,10 @@ void add_task(CLI::App& app, Run& run) {
   command->add_flag("--list", flags->list, "the tasks, what they are and their defaults");
   command->add_flag("--show", flags->show, "print examples for people to read");
   command->add_option("--count", flags->count, "examples; 0: without end")->capture_default_str();
-  command->add_option("--seed", flags->seed, "of the examples")->capture_default_str();
+  command->add_option("--seed", flags->seed, "of the examples; default: 1, with --held-out 0");
   command->add_option("--index", flags->index, "of the first example")->capture_default_str();
-  command->add_flag("--held-out", flags->held_out, "the examples that eval scores, in the place of a seed's");
+  command->add_flag("--held-out", flags->held_out,
+                    "the examples that eval --task --seed scores, which no training has");
   command->add_option("--data", flags->data, "text files or folders: of text_recall, and the haystack of needles")
       ->type_name("PATH");
   command->add_option("--out", flags->out, "write to FILE, whole or not at all; default: standard output")

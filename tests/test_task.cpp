@@ -136,6 +136,9 @@ TEST(TaskCommand, HeldOutExamplesAreThoseOfEvaluations) {
   std::vector<app::Answer> answers;
   const app::Batch batch = example(app::Task({.name = "induction"}), app::kHeldOutSeed, 0, answers);
   EXPECT_EQ(lines_of(outcome.out).at(0)["tokens"], Json(batch.tokens));
+  const Json other = lines_of(run({"task", "induction", "--held-out", "--seed", "1"}).out).at(0);
+  EXPECT_EQ(other["seed"], app::kHeldOutSeed + 1);
+  EXPECT_NE(other["tokens"], Json(batch.tokens));
 }
 
 TEST(TaskCommand, ListsAndShows) {
