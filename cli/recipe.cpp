@@ -24,8 +24,8 @@ again, so the same command goes on after Ctrl-C (which saves, exit code 130), an
 OUT/results.jsonl gets a line for every measurement, OUT/table.md is the table so far.
 
 --set replaces what the recipe says: in [settings], in every case, and a list of [sweep] (VALUE may be a list in JSON).
---json writes {title, command, machine, seed, seeds, seconds, rows: [{case, sweep, trainings: [{folder, seed, ended, diverged,
-steps, tokens, parameters, seconds}], scores: [{label, unit, values, mean, spread}]}]}; accuracies are parts of one.
+--json writes {title, command, machine, seed, seeds, seconds, rows: [{case, sweep, settings, trainings: [{folder, seed,
+ended, diverged, steps, tokens, parameters, seconds}], scores: [{label, unit, definition, values, mean, spread}]}]}; accuracies are parts of one.
 
 Examples:
   loglinear recipe recipes/recall.toml --out recall

@@ -243,10 +243,12 @@ void Planner::read_cost(io::ConfigReader& reader, const std::string& label, json
   for (const std::string& column : columns)
     if (std::find(known.begin(), known.end(), column) == known.end())
       fail_usage(kWhere, "{}: score: columns: there is no {}, only {}", source_, column, fmt::join(known, ", "));
-  definition["seconds"] = seconds, definition["threads"] = threads, definition["columns"] = columns;
+  definition["seconds"] = seconds, definition["threads"] = threads;
   for (const std::int64_t length : all) {
+    if (length != all.front()) std::erase(columns, "parameters");  // once is enough
+    if (columns.empty()) break;
     Measurement m{Measurement::Kind::cost, {}, definition};
-    m.definition["length"] = length;
+    m.definition["length"] = length, m.definition["columns"] = columns;
     for (const std::string& name : columns)
       for (const CostColumn& column : kCostColumns) {
         if (name != column.name) continue;

@@ -6,6 +6,7 @@
 #include "app/measure.hpp"
 #include "app/progress.hpp"
 #include "app/recipe.hpp"
+#include "app/settings.hpp"
 #include "base/error.hpp"
 #include "base/machine.hpp"
 
@@ -178,6 +179,16 @@ std::string recipe_text(const Recipe& recipe, const RecipeResult& result, const 
       fmt::format("; {} of {} trainings done{}, {} tokens read in {} of one thread each; this call: {}\n", ended,
                   recipe.trainings.size(), diverged > 0 ? fmt::format(", {} diverged", diverged) : "",
                   format_count(static_cast<double>(tokens)), format_duration(seconds), format_duration(result.seconds));
+  for (const Measurement& m : recipe.measurements)
+    if (m.kind == Measurement::Kind::cost &&
+        std::any_of(m.columns.begin(), m.columns.end(), [](const RecipeColumn& c) { return c.unit == "tokens/s"; })) {
+      const int threads = m.definition.at("threads");
+      text +=
+          fmt::format("speed    with {}, while no training ran\n", threads == 0   ? "all processors"
+                                                                   : threads == 1 ? "one thread"
+                                                                                  : fmt::format("{} threads", threads));
+      break;
+    }
   text += fmt::format("command  {}\nmachine  {}, {} processors, {} trainings at once\n", command, cpu_model(),
                       processors(), result.jobs);
   return text;
@@ -187,11 +198,14 @@ ordered_json recipe_json(const Recipe& recipe, const RecipeResult& result, const
   ordered_json rows = ordered_json::array();
   for (std::size_t r = 0; r < recipe.rows.size(); ++r) {
     ordered_json sweep = ordered_json::object(), trainings = ordered_json::array(), scores = ordered_json::array();
+    ordered_json settings;  // but for the seed those of every training of the row
     for (const auto& [key, value] : recipe.rows[r].sweep) sweep[key] = value;
     for (std::size_t i = 0; i < recipe.trainings.size(); ++i) {
       const RecipeTraining& training = recipe.trainings[i];
       const RecipeOutcome& outcome = result.outcomes[i];
       if (training.row != r) continue;
+      settings = to_json(training.settings);
+      settings.erase("seed");
       trainings.push_back({{"folder", training.name},
                            {"seed", training.settings.seed},
                            {"ended", outcome.ended},
@@ -210,11 +224,16 @@ ordered_json recipe_json(const Recipe& recipe, const RecipeResult& result, const
         for (const RecipeValue& value : values) list.push_back(json_number(value.value_or(kAbsent)));
         scores.push_back({{"label", column.label},
                           {"unit", column.unit == "%" ? "part of one" : column.unit},
+                          {"definition", recipe.measurements[m].definition},
                           {"values", list},
                           {"mean", json_number(s.mean)},
                           {"spread", json_number(s.spread)}});
       }
-    rows.push_back({{"case", recipe.rows[r].name}, {"sweep", sweep}, {"trainings", trainings}, {"scores", scores}});
+    rows.push_back({{"case", recipe.rows[r].name},
+                    {"sweep", sweep},
+                    {"settings", settings},
+                    {"trainings", trainings},
+                    {"scores", scores}});
   }
   return {{"title", recipe.title},
           {"command", command},

@@ -187,6 +187,18 @@ TEST(Recipe, ASettingOfTheSweepCanBeColumns) {
   EXPECT_NEAR(object["rows"][0]["scores"][0]["mean"].get<double>(), 0.04, 1e-15);
 }
 
+TEST(Recipe, CostHasItsColumnsForEveryLengthAndParametersOnce) {
+  json file = small();
+  file["score"] = {{{"kind", "cost"}, {"length", {64, 128}}, {"columns", {"read", "parameters"}}}};
+  const Recipe recipe = plan_recipe(file, "file.toml");
+  ASSERT_EQ(recipe.measurements.size(), 2u);
+  EXPECT_EQ(recipe.measurements[0].columns,
+            (std::vector<RecipeColumn>{{"reading, tokens/s, length 64", "tokens/s"}, {"parameters", "parameters"}}));
+  EXPECT_EQ(recipe.measurements[1].columns, (std::vector<RecipeColumn>{{"reading, tokens/s, length 128", "tokens/s"}}));
+  const std::string text = recipe_text(recipe, filled(recipe), "");
+  EXPECT_NE(text.find("with one thread, while no training ran"), std::string::npos) << text;
+}
+
 TEST(Recipe, CasesCanBeColumns) {
   json file = small();
   file["columns"] = "case";
