@@ -25,7 +25,8 @@ OUT/results.jsonl gets a line for every measurement, OUT/table.md is the table s
 
 --set replaces what the recipe says: in [settings], in every case, and a list of [sweep] (VALUE may be a list in JSON).
 --json writes {title, command, machine, seed, seeds, seconds, rows: [{case, sweep, settings, trainings: [{folder, seed,
-ended, diverged, steps, tokens, parameters, seconds}], scores: [{label, unit, definition, values, mean, spread}]}]}; accuracies are parts of one.
+ended, diverged, steps, tokens, parameters, seconds}], scores: [{label, unit, definition, values, mean, spread}]}]};
+accuracies are parts of one.
 
 Examples:
   loglinear recipe recipes/recall.toml --out recall

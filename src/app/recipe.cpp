@@ -352,18 +352,24 @@ void Planner::add_trainings() {
       if (only && !std::regex_search(training.name, *only)) continue;
       used[r] = true;
       const std::size_t at = recipe_.has_cases ? r / (recipe_.rows.size() / cases_.size()) : 0;
-      training.settings = settings_of(cases_[at].second, chosen, seed,
-                                      row.name.empty() ? source_ : fmt::format("{}: case {}", source_, row.name));
-      const TrainSettings& s = training.settings;
-      if (s.steps > 0) training.tokens = static_cast<double>(s.steps * s.accumulate * s.batch_tokens);
-      double parameters = 0;
-      for (const nn::ParameterInfo& info : nn::parameter_list(model_config(s))) {
-        double elements = 1;
-        for (const std::int64_t size : info.shape) elements *= static_cast<double>(size);
-        parameters += elements;
+      try {
+        training.settings = settings_of(cases_[at].second, chosen, seed,
+                                        row.name.empty() ? source_ : fmt::format("{}: case {}", source_, row.name));
+        const TrainSettings& s = training.settings;
+        if (s.steps > 0) training.tokens = static_cast<double>(s.steps * s.accumulate * s.batch_tokens);
+        double parameters = 0;
+        for (const nn::ParameterInfo& info : nn::parameter_list(model_config(s))) {
+          double elements = 1;
+          for (const std::int64_t size : info.shape) elements *= static_cast<double>(size);
+          parameters += elements;
+        }
+        training.work = parameters * (s.steps > 0 ? training.tokens : 1e6);
+        check_measurements(training);
+      } catch (const Error& error) {
+        const std::string text = error.what();
+        if (text.starts_with("[recipe] ") || text.starts_with("[config] ")) throw;  // these name the place in the file
+        fail_usage(kWhere, "{}: {}: {}", source_, training.name, text.substr(text.find("] ") + 2));
       }
-      training.work = parameters * (s.steps > 0 ? training.tokens : 1e6);
-      check_measurements(training);
       recipe_.trainings.push_back(std::move(training));
     }
   if (recipe_.trainings.empty()) fail_usage(kWhere, "--only {}: no training has such a name", options_.only);

@@ -101,6 +101,8 @@ TEST(Recipe, RefusesWhatItDoesNotKnow) {
   EXPECT_TRUE(says(with("/sweep/lr", 0.1), "lr: a list"));
   EXPECT_TRUE(says(with("/sweep/lr", {0.1, 0.1}), "0.1 is there twice"));
   EXPECT_TRUE(says(with("/sweep/mixer", {"mamba3"}), "mamba3"));
+  EXPECT_TRUE(says(with("/settings/trained-levels", 20), "base-16-0.01-1: --trained-levels 20"));
+  EXPECT_TRUE(says(with("/settings/batch-tokens", 16), "base-16-0.01-1: --batch-tokens 16"));
   EXPECT_TRUE(says(with("/columns", "width"), "columns: width"));
   EXPECT_TRUE(says(with("/score", json::array()), "score"));
   EXPECT_TRUE(says(with("/score/0/kind", "speed"), "speed"));
