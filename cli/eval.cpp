@@ -1,6 +1,8 @@
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <unistd.h>
@@ -10,53 +12,95 @@
 
 #include "app/checkpoint.hpp"
 #include "app/evaluate.hpp"
+#include "app/evaluation/report.hpp"
 #include "app/progress.hpp"
+#include "app/settings.hpp"
 #include "base/error.hpp"
 #include "commands.hpp"
+#include "io/file.hpp"
 #include "io/text.hpp"
 
 namespace loglinear::cli {
 namespace {
 
 constexpr const char* kNotes =
-    R"(Every byte is scored once; the byte 0 between documents is context and not scored. Position: bytes of the same
-document (or of the same sequence, with --seq-len) before the one that is scored.
+    R"(On text every byte is scored once; the byte 0 between documents is context and not scored. Position: bytes of the
+same document (or of the same sequence, with --seq-len) before the one that is scored.
 --json prints one object: bytes, documents, sequences, bits, bits_per_byte, perplexity (of a byte, 2^bits_per_byte), cut
 (whether --max-bytes left text out), positions: a list of {first, last, bytes, bits_per_byte}.
 
+On a task (loglinear task --help has the list) an answer is right when each of its tokens is the most probable one. Depth:
+where what is asked for stood, from 0 (beginning) to 1 (just before the question). What is not given is as in the training
+of the checkpoint, when that was on the same task; lengths are then 1, 2, 4 and 8 times the trained one. The interval
+(Wilson) takes answers as independent of each other. Examples are held out: no training sees them.
+--json prints one object: task, examples, cells: a list of {length, items, depth_first, depth_last, answers, right,
+accuracy}, totals: a list of {length, items, answers, right, accuracy, accuracy_low, accuracy_high, loss (nats of a
+scored token), chance}; accuracy is null where nothing was asked for.
+
 Examples:
   loglinear eval model --data held_out.txt
-  loglinear eval model/step-0001000 --data folder --seq-len 1024 --json)";
+  loglinear eval model/step-0001000 --data folder --seq-len 1024 --json
+  loglinear eval model --data book.txt --bins 4 --html book.html
+  loglinear eval model --task mqar --length 256,512,1024 --items 4,16,64
+  loglinear eval model --task passkey --data haystack.txt --examples 100 --html passkey.html)";
+
+constexpr std::int64_t kMostExamples = std::int64_t{1} << 40;
 
 struct Flags {
-  std::string checkpoint;
+  std::string checkpoint, html;
   std::vector<std::string> data;
-  std::int64_t seq_len = 0, max_bytes = 0;
-  int threads = 0;
+  std::int64_t seq_len = 0, max_bytes = 0, bins = 1;
+  std::int64_t threads = 0;
   bool json = false, as_log_linear = false;
+
+  app::TaskSettings task;  // as given; only options that were given count
+  std::vector<std::int64_t> lengths, items;
+  std::int64_t examples = 256, seed = 0;
+  std::vector<std::pair<std::string, CLI::Option*>> text_options, task_options;
 };
 
-int run_eval(const Flags& flags) {
-  if (flags.seq_len < 0) fail_usage("eval", "--seq-len: got {}, need at least 0", flags.seq_len);
-  if (flags.max_bytes < 0) fail_usage("eval", "--max-bytes: got {}, need at least 0", flags.max_bytes);
-  if (flags.threads < 0 || flags.threads > 4096) fail_usage("eval", "--threads: got {}, need 0 to 4096", flags.threads);
-  const io::Corpus corpus = io::read_text(std::vector<io::Path>(flags.data.begin(), flags.data.end()),
-                                          static_cast<std::uint64_t>(flags.max_bytes));
-  const auto warn = [](const std::string& text) { std::fprintf(stderr, "[eval] warning: %s\n", text.c_str()); };
+void warn(const std::string& text) { std::fprintf(stderr, "[eval] warning: %s\n", text.c_str()); }
+
+app::Console progress_console() {
+  return app::Console(
+      [](std::string_view line) { std::fwrite(line.data(), 1, line.size(), stderr), std::fflush(stderr); },
+      isatty(STDERR_FILENO) != 0);
+}
+
+io::Corpus read_text(const Flags& flags) {
+  io::Corpus corpus = io::read_text(std::vector<io::Path>(flags.data.begin(), flags.data.end()),
+                                    static_cast<std::uint64_t>(flags.max_bytes));
   if (corpus.binary_files > 0) warn(fmt::format("{} binary files (with zero bytes) are left out", corpus.binary_files));
+  return corpus;
+}
+
+std::unique_ptr<nn::Model<float>> load(const Flags& flags) {
+  auto model = app::load_model<float>(flags.checkpoint, {.as_log_linear = flags.as_log_linear, .warn = warn});
+  model->threads = static_cast<int>(flags.threads);
+  return model;
+}
+
+void write_page(const Flags& flags, const nlohmann::ordered_json& object, const nn::Model<float>& model) {
+  if (flags.html.empty()) return;
+  const std::optional<app::TrainSettings> training = app::training_settings(flags.checkpoint);
+  const app::ModelNote note{flags.checkpoint, model.config().family, model.parameter_count(),
+                            training ? training->seq_len : 0};
+  io::write_file_atomic(flags.html, app::to_html(object, note, command_line()));
+}
+
+int eval_text(const Flags& flags) {
+  const io::Corpus corpus = read_text(flags);
   const app::Text text(corpus.documents);
-  const auto model = app::load_model<float>(flags.checkpoint, {.as_log_linear = flags.as_log_linear, .warn = warn});
-  model->threads = flags.threads;
+  const auto model = load(flags);
   if (const std::string future = app::future_warning(model->config()); !future.empty())
     warn(fmt::format("{}; documents longer than {} bytes are scored in windows of that many", future,
                      app::EvaluationOptions{}.batch_tokens));
 
-  app::Console progress(
-      [](std::string_view line) { std::fwrite(line.data(), 1, line.size(), stderr), std::fflush(stderr); },
-      isatty(STDERR_FILENO) != 0);
+  app::Console progress = progress_console();
   const double begin = app::monotonic_seconds();
   app::EvaluationOptions options;
   options.seq_len = flags.seq_len;
+  options.bins_per_doubling = flags.bins;
   options.progress = [&](std::int64_t done) {
     const double seconds = app::monotonic_seconds() - begin, part = static_cast<double>(done);
     const double all = static_cast<double>(text.bytes());
@@ -66,55 +110,131 @@ int run_eval(const Flags& flags) {
   const app::Evaluation result = app::evaluate(*model, text, options);
   progress.clear();
 
-  if (flags.json) {
-    nlohmann::ordered_json positions = nlohmann::ordered_json::array();
-    for (const app::EvaluationBin& bin : result.bins)
-      positions.push_back({{"first", bin.first},
-                           {"last", bin.last},
-                           {"bytes", bin.bytes},
-                           {"bits_per_byte", bin.bits / static_cast<double>(bin.bytes)}});
-    const nlohmann::ordered_json object{{"bytes", result.bytes},
-                                        {"documents", text.documents()},
-                                        {"sequences", result.sequences},
-                                        {"bits", result.bits},
-                                        {"bits_per_byte", result.bits_per_byte()},
-                                        {"perplexity", result.perplexity()},
-                                        {"cut", corpus.cut},
-                                        {"positions", positions}};
-    print(object.dump() + "\n");
-    return 0;
-  }
-  std::string out =
-      fmt::format("{} bytes in {} documents{}\nbits per byte  {:.4f}\nperplexity     {:.4f}\n\n{:>24}  {:>10}  {}\n",
-                  result.bytes, text.documents(), corpus.cut ? " (cut by --max-bytes)" : "", result.bits_per_byte(),
-                  result.perplexity(), "position", "bytes", "bits/byte");
-  for (const app::EvaluationBin& bin : result.bins)
-    out +=
-        fmt::format("{:>24}  {:>10}  {:9.4f}\n",
-                    bin.first == bin.last ? fmt::format("{}", bin.first) : fmt::format("{} - {}", bin.first, bin.last),
-                    bin.bytes, bin.bits / static_cast<double>(bin.bytes));
-  print(out);
+  const nlohmann::ordered_json object = app::to_json(result, text, corpus.cut);
+  print(flags.json ? object.dump() + "\n" : app::to_text(result, text, corpus.cut));
+  write_page(flags, object, *model);
   return 0;
+}
+
+int eval_task(const Flags& flags) {
+  const app::TaskInfo* info = app::find_task(flags.task.name);
+  if (!info) fail_usage("eval", "--task: there is no {}, only {}", flags.task.name, app::task_names());
+  if (!info->bytes && !flags.data.empty())
+    fail_usage("eval", "--data: the examples of {} are not made from text", info->name);
+  const std::optional<app::TrainSettings> training = app::training_settings(flags.checkpoint);
+  // As trained where nothing else is said; a row has examples of one length and one number of items.
+  app::TaskSettings task{.name = flags.task.name};
+  const bool as_trained = training && training->task.name == task.name;
+  if (as_trained) task = training->task;
+  task.min_length = task.min_items = 0;
+  nlohmann::json given;
+  app::for_each_task_setting(flags.task, [&](const std::string& name, const auto& value, const auto&...) {
+    for (const auto& option : flags.task_options)
+      if (option.first == name && option.second->count() > 0) given[name] = value;
+  });
+  app::for_each_task_setting(task, [&](const std::string& name, auto& value, double low, double high, const char*) {
+    if (!given.contains(name)) return;
+    value = given.at(name);
+    if (!(value >= low && value <= high)) fail_usage("eval", "--{}: got {}, need {} to {}", name, value, low, high);
+  });
+  app::TaskEvaluationOptions options;
+  options.lengths = flags.lengths;
+  if (options.lengths.empty() && as_trained)
+    for (const std::int64_t times : {1, 2, 4, 8}) options.lengths.push_back(times * training->seq_len);
+  if (options.lengths.empty()) options.lengths = {0};
+  options.items = flags.items;
+  if (options.items.empty()) options.items = {task.items};
+  options.score.examples = flags.examples;
+  options.score.seed += static_cast<std::uint64_t>(flags.seed);
+
+  std::optional<app::Text> text;
+  if (!flags.data.empty()) text.emplace(read_text(flags).documents);
+  if (as_trained && !training->data.empty() && !text)
+    warn("this model was trained on examples made from text; these are made without, --data gives one");
+  const auto model = load(flags);
+  if (const std::string future = app::future_warning(model->config()); !future.empty()) warn(future);
+
+  app::Console progress = progress_console();
+  options.progress = [&](const app::TaskSettings& row, std::int64_t index, std::int64_t rows, std::int64_t done) {
+    progress.live(
+        fmt::format("{} of {}: length {}, {} of {} examples", index + 1, rows, row.length, done, flags.examples));
+  };
+  const app::TaskEvaluation result = app::evaluate_task(*model, task, text ? &*text : nullptr, options);
+  progress.clear();
+
+  const nlohmann::ordered_json object = app::to_json(result);
+  print(flags.json ? object.dump() + "\n" : app::to_text(result));
+  write_page(flags, object, *model);
+  return 0;
+}
+
+int run_eval(const Flags& flags) {
+  const auto need = [](const char* flag, std::int64_t value, std::int64_t low, std::int64_t high) {
+    if (value < low || value > high) fail_usage("eval", "{}: got {}, need {} to {}", flag, value, low, high);
+  };
+  constexpr std::int64_t kMost = std::int64_t{1} << 50;
+  need("--seq-len", flags.seq_len, 0, kMost);
+  need("--max-bytes", flags.max_bytes, 0, kMost);
+  need("--bins", flags.bins, 1, 1 << 16);
+  need("--threads", flags.threads, 0, 4096);
+  need("--examples", flags.examples, 1, kMostExamples);
+  need("--seed", flags.seed, 0, std::int64_t{1} << 53);
+  for (const std::int64_t length : flags.lengths) need("--length", length, 1, 1'000'000'000);
+  for (const std::int64_t items : flags.items) need("--items", items, 1, 10'000'000);
+  const bool task = !flags.task.name.empty();
+  if (!task && flags.data.empty()) fail_usage("eval", "--data is missing: text to score (or give a --task)");
+  for (const auto& [name, option] : task ? flags.text_options : flags.task_options)
+    if (option->count() > 0)
+      fail_usage("eval", "--{}: {}", name, task ? "of text, not of a --task" : "only a --task has it");
+  // Known before minutes of scoring, not after them.
+  if (!flags.html.empty()) io::AtomicFile(flags.html).write("");
+  return task ? eval_task(flags) : eval_text(flags);
 }
 
 }  // namespace
 
 void add_eval(CLI::App& app, Run& run) {
-  CLI::App* command = app.add_subcommand("eval", "bits per byte of a model on text, whole and by position");
+  CLI::App* command = app.add_subcommand("eval", "bits per byte of a model on text, or its accuracy on a task");
   const auto flags = std::make_shared<Flags>();
   command->add_option("CHECKPOINT", flags->checkpoint, "checkpoint or training folder")->required();
-  command->add_option("--data", flags->data, "text files, folders, .jsonl files with a \"text\" field")
-      ->type_name("PATH")
-      ->required();
   command
-      ->add_option("--seq-len", flags->seq_len, "cut documents into sequences of this many bytes; 0: whole documents")
-      ->capture_default_str();
+      ->add_option(
+          "--data", flags->data,
+          "text files, folders, .jsonl files with a \"text\" field; of a task: what its examples are made from")
+      ->type_name("PATH");
   command->add_option("--max-bytes", flags->max_bytes, "read this much text at most; 0: all of it")
       ->capture_default_str();
   command->add_flag("--as-log-linear", flags->as_log_linear,
                     "read a mamba2 or gated_deltanet model as the log-linear one with every level scale 1");
   command->add_option("--threads", flags->threads, "0: all cores; never changes the result")->capture_default_str();
   command->add_flag("--json", flags->json, "one JSON object instead of a table");
+  command->add_option("--html", flags->html, "write a page with charts to FILE, complete in itself")->type_name("FILE");
+
+  const auto add = [&](auto& options, const std::string& name, auto& value, const std::string& help) {
+    CLI::Option* option = command->add_option("--" + name, value, help);
+    option->group(&options == &flags->text_options ? "Text" : "Task");
+    options.emplace_back(name, option);
+    return option;
+  };
+  add(flags->text_options, "seq-len", flags->seq_len,
+      "cut documents into sequences of this many bytes; 0: whole documents")
+      ->capture_default_str();
+  add(flags->text_options, "bins", flags->bins, "loss by position: cut 2-3, 4-7, 8-15, ... into so many parts each")
+      ->capture_default_str();
+  command->add_option("--task", flags->task.name, "score answers of this task: " + app::task_names())->group("Task");
+  add(flags->task_options, "length", flags->lengths, "tokens of an example; several: a row each")
+      ->delimiter(',')
+      ->type_name("T,T,...");
+  add(flags->task_options, "items", flags->items,
+      "pairs of mqar, symbols to copy, keys of a needle task; several: a block each")
+      ->delimiter(',')
+      ->type_name("N,N,...");
+  app::for_each_task_setting(flags->task, [&](const std::string& name, auto& value, double, double, const char* help) {
+    if (name != "length" && name != "items" && name != "min-length" && name != "min-items")
+      add(flags->task_options, name, value, help);
+  });
+  add(flags->task_options, "examples", flags->examples, "of a row")->capture_default_str();
+  add(flags->task_options, "seed", flags->seed, "of the examples")->capture_default_str();
   command->footer(kNotes);
   command->callback([&run, flags] { run = [flags] { return run_eval(*flags); }; });
 }

@@ -28,12 +28,17 @@ Evaluation evaluate(nn::Model<float>& model, const Text& text, const EvaluationO
   const std::vector<Piece> pieces = cut_pieces(text, Packing::documents, seq_len);
 
   Evaluation result;
-  std::vector<EvaluationBin> bins(64);
+  const std::int64_t parts = options.bins_per_doubling;
+  std::vector<EvaluationBin> bins(static_cast<std::size_t>(64 * parts));
   std::vector<float> losses;
   Batch batch;
   const auto count = [&](std::int64_t position, std::size_t t) {
     if (batch.targets[t] < 0) return;
-    EvaluationBin& bin = bins[std::bit_width(static_cast<std::uint64_t>(position))];
+    // Bins of positions with j binary digits are numbers j parts to (j + 1) parts - 1.
+    const std::int64_t digits = std::bit_width(static_cast<std::uint64_t>(position));
+    const std::int64_t low = digits == 0 ? 0 : std::int64_t{1} << (digits - 1);
+    const std::int64_t part = (position - low) * parts / std::max<std::int64_t>(low, 1);
+    EvaluationBin& bin = bins[digits * parts + part];
     ++bin.bytes;
     bin.bits += losses[t] / std::numbers::ln2;
   };
@@ -67,12 +72,16 @@ Evaluation evaluate(nn::Model<float>& model, const Text& text, const EvaluationO
     if (options.progress) options.progress(result.bytes);
   }
   result.sequences = static_cast<std::int64_t>(pieces.size());
-  for (int j = 0; j < 64; ++j) {
-    if (bins[j].bytes == 0) continue;
-    bins[j].first = j == 0 ? 0 : std::int64_t{1} << (j - 1);
-    bins[j].last = j == 0 ? 0 : (std::int64_t{1} << j) - 1;
-    result.bits += bins[j].bits;
-    result.bins.push_back(bins[j]);
+  for (std::int64_t j = 0; j < static_cast<std::int64_t>(bins.size()); ++j) {
+    EvaluationBin& bin = bins[j];
+    if (bin.bytes == 0) continue;
+    const std::int64_t digits = j / parts, part = j % parts;
+    const std::int64_t low = digits == 0 ? 0 : std::int64_t{1} << (digits - 1);
+    const auto begin = [&](std::int64_t i) { return low + (i * low + parts - 1) / parts; };
+    bin.first = begin(part);
+    bin.last = std::max(bin.first, begin(part + 1) - 1);
+    result.bits += bin.bits;
+    result.bins.push_back(bin);
   }
   if (!std::isfinite(result.bits)) fail("evaluate", "the model's loss on this text is not a finite number");
   return result;

@@ -12,7 +12,7 @@
 namespace loglinear::app {
 
 struct EvaluationBin {
-  std::int64_t first = 0, last = 0;  // positions within the sequence: 0, 1, 2-3, 4-7, ...
+  std::int64_t first = 0, last = 0;  // positions within the sequence: 0, 1, 2-3, 4-7, ..., or parts of these
   std::int64_t bytes = 0;            // scored there
   double bits = 0;                   // sum of -log2 p
 };
@@ -30,6 +30,8 @@ struct EvaluationOptions {
   std::int64_t seq_len = 0;  // documents are cut into sequences of this many tokens; 0: whole documents
   // Tokens of one pass, >= 1: shorter sequences are packed together, longer ones read in parts from state to state.
   std::int64_t batch_tokens = 16384;
+  // Bins are 0, 1, 2-3, 4-7, ..., each of these in so many equal ones (>= 1) where it has as many positions.
+  std::int64_t bins_per_doubling = 1;
   // Called now and then with the bytes done so far.
   std::function<void(std::int64_t done)> progress;
 };

@@ -39,10 +39,14 @@ Interval wilson(std::int64_t right, std::int64_t all) {
   return {right == 0 ? 0 : std::max(0.0, middle - half), right == all ? 1 : std::min(1.0, middle + half)};
 }
 
-TaskScore score_task(nn::Model<float>& model, const Task& task, const ScoreOptions& options) {
+void check_vocabulary(const nn::Model<float>& model, const Task& task) {
   if (model.config().vocab_size < task.vocab())
     fail_usage("score", "the model has a vocabulary of {}, the task {} one of {}", model.config().vocab_size,
                task.info().name, task.vocab());
+}
+
+TaskScore score_task(nn::Model<float>& model, const Task& task, const ScoreOptions& options) {
+  check_vocabulary(model, task);
   TaskScore score;
   TaskReader reader(task, options.batch_tokens, options.seed);
   Batch batch;

@@ -73,9 +73,11 @@ struct ScoreOptions {
   std::function<bool()> interrupted;  // asked between passes
 };
 
+// Throws Error of kind usage when the model's vocabulary is smaller than the task's.
+void check_vocabulary(const nn::Model<float>& model, const Task& task);
+
 // Scores the examples 0, 1, ... of the seed. A logit that is not a number makes its token wrong and the loss NaN.
-// Throws Error of kind usage when the model's vocabulary is smaller than the task's. The same bits for any number of
-// threads.
+// Throws Error as check_vocabulary does. The same bits for any number of threads.
 TaskScore score_task(nn::Model<float>& model, const Task& task, const ScoreOptions& options = {});
 
 }  // namespace loglinear::app
