@@ -230,6 +230,9 @@ def use(browser, data, folder):
             if folder:
                 browser.screenshot(os.path.join(folder, f"{name}-{'dark' if dark else 'light'}.png"))
 
+
+def quiet(browser):
+    """Nothing went wrong, nothing was asked of the network."""
     for event in browser.events:
         method, params = event["method"], event.get("params", {})
         if method == "Runtime.exceptionThrown":
@@ -243,9 +246,9 @@ def use(browser, data, folder):
             expect(url.startswith(("file:", "data:", "blob:")), "the page asks for " + url)
 
 
-def main(arguments):
+def main(arguments, use, doc):
     if len(arguments) not in (1, 2):
-        print(__doc__, file=sys.stderr)
+        print(doc, file=sys.stderr)
         return 2
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if not program:
@@ -261,6 +264,7 @@ def main(arguments):
             browser.look(1280, 900, False)
             browser.open(page.as_uri())
             use(browser, data, arguments[1] if len(arguments) > 1 else None)
+            quiet(browser)
         finally:
             browser.close()
     print(f"{len(failed)} things are wrong" if failed else "the page holds")
@@ -268,4 +272,4 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], use, __doc__))

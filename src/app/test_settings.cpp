@@ -127,6 +127,49 @@ TEST_F(Settings, CompleteChecksWhatConcernsSeveral) {
   EXPECT_EQ(kind_of([&] { complete_settings(bad); }, "--min-lr"), Error::Kind::usage);
 }
 
+TEST_F(Settings, TheTaskIsReadLikeEveryOther) {
+  const TrainSettings s =
+      resolve_settings({{"items", 8}}, file("task.toml", "task = \"mqar\"\nvocab = 64\nmin_items = 2\nalpha = 0.5\n"));
+  EXPECT_EQ(s.task.name, "mqar");
+  EXPECT_EQ(s.task.vocab, 64);
+  EXPECT_EQ(s.task.items, 8);
+  EXPECT_EQ(s.task.min_items, 2);
+  EXPECT_EQ(s.task.alpha, 0.5);
+  EXPECT_EQ(model_config(s).vocab_size, 64);
+  EXPECT_EQ(task_of(s).length, s.seq_len);
+  TrainSettings t;
+  apply_settings(t, to_json(s), "test");
+  EXPECT_EQ(t.task, s.task);
+  EXPECT_EQ(kind_of([&] { resolve_settings({{"task", "mqa"}}, {}); }, "mqar"), Error::Kind::usage);
+  EXPECT_EQ(kind_of([&] { resolve_settings({{"task", 1}}, {}); }, "--task"), Error::Kind::usage);
+  EXPECT_EQ(kind_of([&] { resolve_settings({{"items", -1}}, {}); }, "--items"), Error::Kind::usage);
+}
+
+TEST_F(Settings, WhatOnlyTextOrOnlyATaskHasIsRefused) {
+  const auto refused = [](const nlohmann::json& flags, const std::string& names) {
+    TrainSettings s = resolve_settings(flags, {});
+    EXPECT_EQ(kind_of([&] { complete_settings(s); }, names), Error::Kind::usage) << flags;
+  };
+  const json task{{"out", "x"}, {"task", "passkey"}, {"seq-len", 256}}, text{{"out", "x"}, {"data", "y"}};
+  const auto with = [](json object, const std::string& key, const json& value) { return object[key] = value, object; };
+  TrainSettings good = resolve_settings(task, {});
+  EXPECT_NO_THROW(complete_settings(good));
+  EXPECT_EQ(good.steps, 1000);
+  good = resolve_settings(with(task, "data", "haystack"), {});
+  EXPECT_NO_THROW(complete_settings(good));
+  refused(with(task, "epochs", 2), "--epochs");
+  refused(with(task, "val-data", "z"), "--val-data");
+  refused(with(task, "val-fraction", 0.1), "--val-fraction");
+  refused(with(task, "val-bytes", 100), "--val-bytes");
+  refused(with(task, "packing", "blocks"), "--packing");
+  refused(with(task, "seq-len", 20), "length");
+  refused(with(task, "alpha", 0.5), "alpha");
+  refused(with(with(task, "task", "mqar"), "data", "y"), "--data");
+  refused(with(text, "items", 4), "--items");
+  refused(with(text, "depth", 0.5), "--depth");
+  refused(with(text, "val-examples", 4), "--val-examples");
+}
+
 // family is what mixer was called, and transformer what flash was.
 TEST_F(Settings, OldNamesAreRead) {
   EXPECT_EQ(resolve_settings({{"family", "transformer"}}, {}).mixer, "flash");

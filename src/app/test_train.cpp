@@ -13,6 +13,8 @@
 #include "app/checkpoint.hpp"
 #include "app/data.hpp"
 #include "app/evaluate.hpp"
+#include "app/score.hpp"
+#include "app/settings.hpp"
 #include "base/random.hpp"
 #include "io/file.hpp"
 #include "io/safetensors.hpp"
@@ -342,6 +344,126 @@ TEST_F(Train, RefusesToOverwriteOrToMixRuns) {
   EXPECT_EQ(list_checkpoints(s.out).size(), 2u);
 }
 
+// Lengths and pairs that differ from example to example, so that batches hold different numbers of them.
+void make_recall(TrainSettings& s) {
+  s.data.clear();
+  s.val_bytes = TrainSettings{}.val_bytes;
+  s.task.name = "mqar";
+  s.task.vocab = 32;
+  s.task.items = 4;
+  s.task.min_items = 1;
+  s.task.min_length = 20;
+  s.val_examples = 9;
+}
+
+TEST_F(Train, OnATaskResumedRunsEndWithTheSameBits) {
+  TrainSettings s = settings("whole");
+  make_recall(s);
+  s.accumulate = 2;
+  const TrainResult whole = train(s);
+  s.out = (folder_ / "parts").string();
+  for (const int steps : {1, 2, 3, 100}) {
+    const TrainResult result = train(s, stop_after(steps));
+    EXPECT_EQ(result.interrupted, steps < 100);
+    if (steps == 100) EXPECT_EQ(result.validation, whole.validation);
+    s.resume = true;
+    s.threads = 2;
+  }
+  EXPECT_TRUE(weights("whole", 12) == weights("parts", 12));
+  EXPECT_TRUE(optimizer("whole", 12) == optimizer("parts", 12));
+  EXPECT_EQ(log("whole"), log("parts"));
+  const json trainer = json::parse(part("parts", 12, "trainer.json"));
+  EXPECT_EQ(trainer.at("epoch"), 0);
+  EXPECT_GT(trainer.at("piece"), 2 * 12);  // examples: two batches a step
+  EXPECT_EQ(trainer.at("settings").at("task"), "mqar");
+  EXPECT_EQ(trainer.at("settings").at("vocab"), 32);
+  // All that it takes is in the checkpoint.
+  EXPECT_EQ(training_settings(s.out)->task, s.task);
+  EXPECT_EQ(training_settings(folder_ / "parts" / "step-0000012")->seq_len, s.seq_len);
+}
+
+TEST_F(Train, OnATaskItLearnsAndIsScoredByAccuracy) {
+  TrainSettings s = settings("a");
+  s.data.clear();
+  s.val_bytes = TrainSettings{}.val_bytes;
+  s.task.name = "induction";  // which of two symbols followed the special one
+  s.task.vocab = 3;
+  s.task.depth = 1;
+  s.mixer = "gated_deltanet";
+  s.seq_len = 8;
+  s.batch_tokens = 256;
+  s.initializer_range = 0.1;
+  s.lr = 1e-2;
+  s.steps = 150;
+  s.val_every = 50;
+  s.val_examples = 64;
+  std::string printed;
+  TrainHooks hooks;
+  hooks.print = [&](std::string_view text) { printed += text; };
+  const TrainResult result = train(s, hooks);
+  const auto model = load_model<float>(s.out);
+  EXPECT_EQ(model->config().vocab_size, 3);
+  ScoreOptions options;
+  options.examples = 64;
+  options.batch_tokens = 256;
+  const TaskScore score = score_task(*model, Task(task_of(s)), options);
+  EXPECT_EQ(result.validation, score.all.accuracy());
+  EXPECT_GT(result.validation, 0.95) << printed;
+  int validations = 0;
+  double best = -1;
+  for (const json& row : log("a")) {
+    EXPECT_FALSE(row.contains("bits_per_byte"));
+    if (row.at("type") != "validation") continue;
+    ++validations;
+    EXPECT_EQ(row.at("best"), row.at("accuracy").get<double>() > best);
+    best = std::max(best, row.at("accuracy").get<double>());
+    EXPECT_EQ(row.at("answers"), 64);
+    EXPECT_GT(row.at("loss"), 0);
+  }
+  EXPECT_EQ(validations, 3);
+  EXPECT_NE(printed.find("validation accuracy"), std::string::npos) << printed;
+  EXPECT_NE(printed.find("best so far"), std::string::npos) << printed;
+  EXPECT_EQ(printed.find("bits/byte"), std::string::npos) << printed;
+}
+
+TEST_F(Train, ATaskMadeFromText) {
+  TrainSettings s = settings("a");
+  s.val_bytes = TrainSettings{}.val_bytes;
+  s.val_examples = 4;
+  s.task.name = "text_recall";
+  s.task.cue = 4;
+  s.task.answer = 2;
+  s.seq_len = 64;
+  s.batch_tokens = 128;
+  train(s);
+  // The text is part of what a resumed run must keep.
+  std::ofstream(folder_ / "text.txt", std::ios::app) << "and more";
+  s.resume = true;
+  EXPECT_NE(error_of([&] { train(s); }, Error::Kind::failure).find("other text"), std::string::npos);
+  s.resume = false;
+  s.data.clear();
+  s.out = (folder_ / "b").string();
+  EXPECT_NE(error_of([&] { train(s); }, Error::Kind::usage).find("text"), std::string::npos);
+}
+
+TEST_F(Train, TheTaskOfARunStays) {
+  TrainSettings s = settings("a");
+  make_recall(s);
+  train(s, stop_after(4));
+  s.resume = true;
+  TrainSettings t = s;
+  t.task.items = 2;
+  EXPECT_NE(error_of([&] { train(t); }, Error::Kind::usage).find("--items"), std::string::npos);
+  t = s, t.task.min_length = 0;
+  EXPECT_NE(error_of([&] { train(t); }, Error::Kind::usage).find("--min-length"), std::string::npos);
+  t = s, t.task = {}, t.task.name = "copy", t.task.vocab = 32;
+  EXPECT_NE(error_of([&] { train(t); }, Error::Kind::usage).find("--task"), std::string::npos);
+  t = settings("a"), t.resume = true;
+  EXPECT_NE(error_of([&] { train(t); }, Error::Kind::usage).find("--task"), std::string::npos);
+  t = s, t.val_examples = 3;
+  EXPECT_EQ(train(t).step, 12);
+}
+
 TEST_F(Train, AnotherTrainingInTheSameFolderIsAnError) {
   TrainSettings s = settings("a");
   fs::create_directories(s.out);
@@ -421,6 +543,24 @@ TEST_F(Train, EvaluationScoresEveryByteOnce) {
   EXPECT_EQ(pieces.bytes, 306);
   EXPECT_EQ(pieces.bins.back().last, 15);
   EXPECT_THROW(evaluate(*model, Text()), Error);
+  // Finer bins are parts of the others.
+  const Evaluation fine =
+      evaluate(*model, text, {.seq_len = 0, .batch_tokens = 50, .bins_per_doubling = 3, .progress = {}});
+  EXPECT_GT(fine.bins.size(), parts.bins.size());
+  std::size_t inside = 0;
+  for (const EvaluationBin& bin : parts.bins) {
+    EvaluationBin sum{bin.first, bin.first - 1, 0, 0};
+    for (; inside < fine.bins.size() && fine.bins[inside].last <= bin.last; ++inside) {
+      EXPECT_EQ(fine.bins[inside].first, sum.last + 1);
+      EXPECT_GE(fine.bins[inside].last, fine.bins[inside].first);
+      sum.last = fine.bins[inside].last;
+      sum.bytes += fine.bins[inside].bytes;
+      sum.bits += fine.bins[inside].bits;
+    }
+    EXPECT_EQ(sum.bytes, bin.bytes) << bin.first;
+    EXPECT_NEAR(sum.bits, bin.bits, 1e-9) << bin.first;
+  }
+  EXPECT_EQ(inside, fine.bins.size());
 }
 
 }  // namespace
