@@ -51,6 +51,8 @@ struct Flags {
   std::vector<std::string> data;
   std::int64_t seq_len = 0, max_bytes = 0, bins = 1;
   std::int64_t threads = 0;
+  std::int64_t trained_levels = 0;
+  std::string level_policy;
   bool json = false, as_log_linear = false;
 
   app::TaskSettings task;  // as given; only options that were given count
@@ -75,7 +77,10 @@ io::Corpus read_text(const Flags& flags) {
 }
 
 std::unique_ptr<nn::Model<float>> load(const Flags& flags) {
-  auto model = app::load_model<float>(flags.checkpoint, {.as_log_linear = flags.as_log_linear, .warn = warn});
+  auto model = app::load_model<float>(flags.checkpoint, {.as_log_linear = flags.as_log_linear,
+                                                         .level_policy = flags.level_policy,
+                                                         .trained_levels = flags.trained_levels,
+                                                         .warn = warn});
   model->threads = static_cast<int>(flags.threads);
   return model;
 }
@@ -203,6 +208,11 @@ void add_eval(CLI::App& app, Run& run) {
           "text files, folders, .jsonl files with a \"text\" field; of a task: what its examples are made from")
       ->type_name("PATH");
   command->add_option("--max-bytes", flags->max_bytes, "read this much text at most; 0: all of it")
+      ->capture_default_str();
+  command->add_option(
+      "--level-policy", flags->level_policy,
+      "read levels beyond the trained ones in this way: share, stretch or routed; default: the model's");
+  command->add_option("--trained-levels", flags->trained_levels, "levels that have scales of their own; 0: the model's")
       ->capture_default_str();
   command->add_flag("--as-log-linear", flags->as_log_linear,
                     "read a mamba2 or gated_deltanet model as the log-linear one with every level scale 1");

@@ -16,6 +16,7 @@
 #include "io/config.hpp"
 #include "io/file.hpp"
 #include "io/safetensors.hpp"
+#include "nn/families.hpp"
 #include "loglinear/adamw.hpp"
 
 namespace loglinear::app {
@@ -99,14 +100,7 @@ std::string sizes_text(const nn::ModelConfig& c) {
                      c.num_layers, c.num_heads);
 }
 
-nn::ModelConfig read_config(const fs::path& path, bool as_log_linear) {
-  nn::ModelConfig config;
-  try {
-    config = nn::config_from_text(io::read_file(path, kJsonLimit));
-  } catch (const Error& error) {
-    fail(kWhere, "{}: {}", path.string(), message_of(error));
-  }
-  if (!as_log_linear) return config;
+nn::ModelConfig as_log_linear(nn::ModelConfig config, const fs::path& path) {
   if (config.family == "mamba2" || config.family == "gated_deltanet")
     config.family = "log_linear_" + config.family;
   else
@@ -115,6 +109,23 @@ nn::ModelConfig read_config(const fs::path& path, bool as_log_linear) {
   config.unit_scales = true;
   config.num_levels = nn::ModelConfig{}.num_levels;
   config.trained_levels = 0;
+  return nn::resolved(config);
+}
+
+nn::ModelConfig read_config(const fs::path& path, const LoadOptions& options) {
+  nn::ModelConfig config;
+  try {
+    config = nn::config_from_text(io::read_file(path, kJsonLimit));
+  } catch (const Error& error) {
+    fail(kWhere, "{}: {}", path.string(), message_of(error));
+  }
+  if (options.as_log_linear) config = as_log_linear(config, path);
+  if (options.level_policy.empty() && options.trained_levels == 0) return config;
+  if (!nn::find_family(config.family)->log_linear || config.unit_scales)
+    fail_usage(kWhere, "{} is a {} model without level scales: it has no level policy and no trained levels",
+               path.string(), config.family);
+  if (!options.level_policy.empty()) config.level_policy = nn::level_policy(options.level_policy);
+  if (options.trained_levels != 0) config.trained_levels = options.trained_levels;
   return nn::resolved(config);
 }
 
@@ -180,7 +191,7 @@ std::unique_ptr<nn::Model<T>> load_model(const fs::path& path, const LoadOptions
   std::error_code ignored;
   if (fs::exists(folder / "trainer.json", ignored) && folder == path)
     verify(folder, read_json(folder / "trainer.json"), {"config.json", "model.safetensors"});
-  const nn::ModelConfig config = read_config(config_path, options.as_log_linear);
+  const nn::ModelConfig config = read_config(config_path, options);
   if (!fs::exists(folder / "model.safetensors", ignored) &&
       !fs::exists(folder / "model.safetensors.index.json", ignored))
     fail(kWhere, "{}: model.safetensors is missing", folder.string());
@@ -267,7 +278,7 @@ json stored_settings(const fs::path& directory) {
 
 void load_checkpoint(const TrainingCheckpoint& checkpoint, nn::Model<float>& model, Moments& moments) {
   const fs::path config_path = checkpoint.folder / "config.json";
-  if (read_config(config_path, false) != model.config())
+  if (read_config(config_path, {}) != model.config())
     fail(kWhere, "{} differs from the model of the settings", config_path.string());
   const io::SafetensorsFile weights = io::SafetensorsFile::open(checkpoint.folder / "model.safetensors");
   check_tensors(weights, config_path, model.config());

@@ -158,6 +158,8 @@ LoadOptions load_options(const json& model, const std::string& source) {
   LoadOptions options;
   io::ConfigReader reader(model, source);
   reader.boolean("as-log-linear", options.as_log_linear);
+  if (model.contains("level-policy")) reader.choice("level-policy", options.level_policy, nn::level_policy_names());
+  reader.integer("trained-levels", options.trained_levels, 0, 64);
   reader.finish();
   return options;
 }

@@ -436,9 +436,7 @@ nn::ModelConfig model_config(const TrainSettings& s) {
   if (s.trained_levels == 0 && s.position_offsets == 0) c.trained_levels = std::min(s.levels, level_count(s.seq_len));
   if (s.trained_levels > s.levels)
     fail_usage("train", "--trained-levels {} is above --levels {}", s.trained_levels, s.levels);
-  const std::vector<std::string> policies = nn::level_policy_names();
-  c.level_policy =
-      static_cast<LevelPolicy>(std::find(policies.begin(), policies.end(), s.level_policy) - policies.begin());
+  c.level_policy = nn::level_policy(s.level_policy);
   c.initializer_range = s.initializer_range;
   c.rope_theta = s.rope_theta;
   c.mlp_width = s.mlp_width;

@@ -388,6 +388,13 @@ void read_own(const Family& family, const Reader& reader, ModelConfig& config) {
 
 std::vector<std::string> level_policy_names() { return {"share", "stretch", "routed"}; }
 
+LevelPolicy level_policy(const std::string& name) {
+  const std::vector<std::string> names = level_policy_names();
+  const auto found = std::find(names.begin(), names.end(), name);
+  if (found == names.end()) fail_usage("model_config", "level_policy: got {}, need {}", name, fmt::join(names, ", "));
+  return static_cast<LevelPolicy>(found - names.begin());
+}
+
 std::vector<std::string> family_names() {
   std::vector<std::string> names;
   for (const Family& family : kFamilies) names.push_back(family.name);

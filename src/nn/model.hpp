@@ -61,8 +61,9 @@ struct ModelConfig {
   bool operator==(const ModelConfig&) const = default;
 };
 
-// "share", "stretch", "routed", in the order of LevelPolicy.
+// "share", "stretch", "routed", in the order of LevelPolicy; and which one a name is. Throws Error (usage) for others.
 std::vector<std::string> level_policy_names();
+LevelPolicy level_policy(const std::string& name);
 
 // The names a family may have, in the order above.
 std::vector<std::string> family_names();
