@@ -17,14 +17,19 @@ namespace {
 constexpr const char* kNotes =
     R"(Configuration file: keys are the names of the flags, with - or _; lists for --data and --val-data. Flags win.
 Text: every file is a document, every line of a .jsonl or .ndjson file another. A byte 0 stands between documents.
+Task: examples 0, 1, 2, ... of --seed, at most --seq-len tokens each, as many as fit into --batch-tokens; loglinear task
+shows them. The vocabulary of the model is the task's. A validation is the part of held-out answers that are right.
 Files: OUT/step-0000200/{config.json, model.safetensors, optimizer.safetensors, trainer.json}, the last two kept, and
-OUT/log.jsonl, one object a line: type (train, validation, skipped), step, loss (nats), bits_per_byte, lr, grad_norm,
+OUT/log.jsonl, one object a line: type (train, validation, skipped), step, loss (nats of a scored token), bits_per_byte
+(of text), accuracy, answers, right (of a task, validation), best (so far), lr, grad_norm,
 tokens_per_second, eta_seconds, elapsed_seconds, tokens, epoch, skipped; a number that is not finite is null.
 Ctrl-C ends the step, saves and exits with 130; again: exits at once.
 
 Examples:
   loglinear train --data book.txt --out model
   loglinear train --data src docs/notes.jsonl --out model --mixer log_linear_gated_deltanet --minutes 10
+  loglinear train --task mqar --vocab 256 --items 16 --min-items 2 --seq-len 128 --out recall
+  loglinear train --task passkey --data haystack.txt --seq-len 512 --out keys
   loglinear train --config run.toml --out model --lr 1e-3
   loglinear train --out model --resume)";
 
@@ -69,7 +74,7 @@ int run_train(const Flags& flags) {
 }  // namespace
 
 void add_train(CLI::App& app, Run& run) {
-  CLI::App* command = app.add_subcommand("train", "train a byte-level language model on text");
+  CLI::App* command = app.add_subcommand("train", "train a language model on the bytes of text, or on a task");
   const auto flags = std::make_shared<Flags>();
   command->add_option("--config", flags->config, "file.toml or file.json with settings")->group("Run");
   app::for_each_setting(flags->values, [&](const std::string& name, auto& value, const app::SettingRange&,
