@@ -25,9 +25,9 @@ struct LoadOptions {
   bool as_log_linear = false;  // read a base model (mamba2, gated_deltanet) as the log-linear one with unit scales
   // Of a log-linear model, in place of what config.json says: a name of nn::level_policy_names(), empty to keep it; and
   // how many levels have scales of their own, 0 to keep it.
-  std::string level_policy;
+  std::string level_policy = "";
   std::int64_t trained_levels = 0;
-  Warn warn;  // told when a damaged newest checkpoint of a training folder is passed over
+  Warn warn = {};  // told when a damaged newest checkpoint of a training folder is passed over
 };
 
 // The folder with the model that `path` stands for: path itself when it has a config.json, otherwise the newest

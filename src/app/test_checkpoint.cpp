@@ -228,6 +228,27 @@ TEST_F(Checkpoint, ABaseModelLoadsAsTheLogLinearOneWithUnitScales) {
   expect_error([&] { load_model<float>(saved(tiny()), {.as_log_linear = true, .warn = {}}); }, {"log_linear_mamba2"});
 }
 
+TEST_F(Checkpoint, LevelsMayBeReadInAnotherWay) {
+  const fs::path path = saved(tiny());  // 5 levels, all trained
+  const auto model = load_model<float>(path),
+             other = load_model<float>(path, {.level_policy = "stretch", .trained_levels = 3, .warn = {}});
+  EXPECT_EQ(other->config().level_policy, LevelPolicy::stretch);
+  EXPECT_EQ(other->config().trained_levels, 3);
+  for (std::size_t i = 0; i < model->parameters().size(); ++i)
+    EXPECT_TRUE(std::equal(model->parameters()[i].value.begin(), model->parameters()[i].value.end(),
+                           other->parameters()[i].value.begin()));
+  // What a checkpoint says is kept when nothing else is asked for.
+  const fs::path again = folder_ / "again";
+  fs::create_directories(again);
+  save_model(again, *other);
+  EXPECT_EQ(load_model<float>(again)->config(), other->config());
+  EXPECT_EQ(load_model<float>(again, {.trained_levels = 5, .warn = {}})->config().level_policy, LevelPolicy::stretch);
+  expect_error([&] { load_model<float>(path, {.level_policy = "best", .warn = {}}); }, {"level_policy", "best"});
+  expect_error([&] { load_model<float>(path, {.trained_levels = 6, .warn = {}}); }, {"trained_levels", "6"});
+  expect_error([&] { load_model<float>(saved(tiny("mamba2"), "base"), {.trained_levels = 2, .warn = {}}); },
+               {"mamba2", "level"});
+}
+
 class TrainingFolder : public Checkpoint {
  protected:
   TrainingFolder() : model_(tiny()) {

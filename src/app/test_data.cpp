@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <map>
 #include <string>
 
@@ -150,6 +151,45 @@ TEST(BatchReader, RefusesWhatCannotBe) {
   EXPECT_THROW(BatchReader(text, pieces, 19, 5), Error);
   EXPECT_THROW(BatchReader(text, pieces, 64, 5, {0, static_cast<std::int64_t>(pieces.size())}), Error);
   EXPECT_THROW(BatchReader(text, pieces, 64, 5, {-1, 0}), Error);
+}
+
+// About `part` of the sequences begin where every level that they are too short for is crossed inside of them.
+TEST(Offsets, LetEveryLevelBeRead) {
+  constexpr std::int64_t kLevels = 15;
+  Batch batch;
+  std::int64_t moved = 0, sequences = 0;
+  std::map<int, int> crossed;  // level: sequences with two tokens that read each other through it
+  for (std::uint64_t step = 0; step < 200; ++step) {
+    batch.cu_seqlens = {0, 1, 1, 34, 100, 300};
+    draw_offsets(batch, 0.5, kLevels, 7, step);
+    ASSERT_EQ(batch.offsets.size(), 5u);
+    EXPECT_EQ(batch.offsets[0], 0);  // one token reads itself only
+    EXPECT_EQ(batch.offsets[1], 0);
+    for (std::size_t n = 2; n < 5; ++n) {
+      const std::int64_t T = batch.cu_seqlens[n + 1] - batch.cu_seqlens[n], first = batch.offsets[n];
+      const int level = std::bit_width(static_cast<std::uint64_t>(first ^ (first + T - 1)));
+      ++sequences;
+      if (first == 0) continue;
+      ++moved;
+      ++crossed[level];
+      EXPECT_GT(level, std::bit_width(static_cast<std::uint64_t>(T - 1)));
+      EXPECT_LT(level, kLevels);
+    }
+  }
+  EXPECT_GT(moved, 0.45 * static_cast<double>(sequences));
+  EXPECT_LT(moved, 0.55 * static_cast<double>(sequences));
+  for (int level = 10; level < kLevels; ++level) EXPECT_GT(crossed[level], 20) << level;
+  // A function of seed and step, not of what was there before.
+  const std::vector<std::int64_t> last = batch.offsets;
+  draw_offsets(batch, 0.5, kLevels, 7, 198);
+  EXPECT_NE(batch.offsets, last);
+  draw_offsets(batch, 0.5, kLevels, 7, 199);
+  EXPECT_EQ(batch.offsets, last);
+  // Sequences that reach every level stay where they are, and so do all when nothing is to be moved.
+  draw_offsets(batch, 1, 6, 7, 0);
+  EXPECT_EQ(batch.offsets, std::vector<std::int64_t>(5, 0));
+  draw_offsets(batch, 0, kLevels, 7, 0);
+  EXPECT_EQ(batch.offsets, std::vector<std::int64_t>(5, 0));
 }
 
 }  // namespace
