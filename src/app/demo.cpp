@@ -274,8 +274,9 @@ void Demo::talk() {
   // the tokens of the open chunk: grown in known ways, so that the size at any position is known.
   const nn::ModelConfig& config = model_->config();
   const std::int64_t chunk = default_chunk(config.key_width, config.value_width);
-  const std::int64_t last =
-      std::max<std::int64_t>(chunk, std::int64_t{1} << std::clamp<std::int64_t>(config.trained_levels - 2, 0, 62));
+  // Blocks read through the last level are one matrix, where the policy lets older tokens share it.
+  const std::int64_t last_bit = config.level_policy == LevelPolicy::share ? config.trained_levels - 2 : 62;
+  const std::int64_t last = std::max<std::int64_t>(chunk, std::int64_t{1} << std::clamp<std::int64_t>(last_bit, 0, 62));
   const auto live_at = [&](std::int64_t at) {
     return std::popcount(static_cast<std::uint64_t>(at % last / chunk)) + (at >= last ? 1 : 0);
   };
