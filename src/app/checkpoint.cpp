@@ -16,8 +16,8 @@
 #include "io/config.hpp"
 #include "io/file.hpp"
 #include "io/safetensors.hpp"
-#include "nn/families.hpp"
 #include "loglinear/adamw.hpp"
+#include "nn/families.hpp"
 
 namespace loglinear::app {
 namespace {
