@@ -21,8 +21,8 @@ StepResult optimizer_step(nn::Model<float>& model, Moments& moments, std::int64_
   for (const Batch& batch : batches) result.scored += batch.scored;
   model.zero_grad();
   for (const Batch& batch : batches)
-    result.loss +=
-        model.loss(batch.tokens, batch.targets, batch.cu_seqlens, true, 1.0 / static_cast<double>(result.scored));
+    result.loss += model.loss(batch.tokens, batch.targets, batch.cu_seqlens, true,
+                              1.0 / static_cast<double>(result.scored), {}, batch.offsets);
   const auto parameters = model.parameters();
   double squares = 0;
   for (const auto& q : parameters)

@@ -76,5 +76,28 @@ TEST(Optimizer, LevelScalesHaveARateOfTheirOwn) {
   }
 }
 
+// A batch whose sequences begin elsewhere trains the scales of other levels.
+TEST(Optimizer, PositionsOfABatchCount) {
+  const auto gradient_of_last_level = [](std::int64_t offset) {
+    Batch batch = some_batch();
+    batch.offsets = {0, offset};
+    nn::ModelConfig config = small("log_linear_mamba2");
+    config.num_levels = 12;
+    nn::Model<float> model(config);
+    model.initialise(1);
+    for (auto& p : model.parameters())
+      for (std::size_t i = p.value.size() - static_cast<std::size_t>(p.scales); i < p.value.size(); ++i)
+        p.value[i] += 0.1f;
+    Moments moments = new_moments(model);
+    std::int64_t updates = 0;
+    optimizer_step(model, moments, updates, {&batch, 1}, {}, 1e-3);
+    for (const auto& p : model.parameters())
+      if (p.name.ends_with(".L")) return std::abs(p.grad[11]);  // of the first head
+    return -1.0f;
+  };
+  EXPECT_EQ(gradient_of_last_level(0), 0);
+  EXPECT_GT(gradient_of_last_level(1024 - 20), 0);  // 2^10 lies in the second sequence
+}
+
 }  // namespace
 }  // namespace loglinear::app
