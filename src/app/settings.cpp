@@ -112,6 +112,14 @@ void apply_settings(TrainSettings& settings, const nlohmann::json& json, const s
     fail_usage("train", "{}: steps, epochs or minutes: give one", source);
 }
 
+void apply_stored_settings(TrainSettings& settings, const nlohmann::json& json, const std::string& source) {
+  apply_settings(settings, json, source);
+  if (json.contains("level-policy")) return;
+  settings.level_policy = "share";
+  settings.trained_levels = settings.levels;
+  settings.scales_lr = 1;
+}
+
 TrainSettings resolve_settings(const nlohmann::json& flags, const std::filesystem::path& config) {
   const nlohmann::json file = config.empty() ? nlohmann::json::object() : io::load_config(config);
   const auto apply_given = [&](TrainSettings& settings) {
@@ -129,7 +137,7 @@ TrainSettings resolve_settings(const nlohmann::json& flags, const std::filesyste
   if (settings.resume && !settings.out.empty()) {
     if (const nlohmann::json stored = stored_settings(settings.out); !stored.is_null()) {
       TrainSettings resumed;
-      apply_settings(resumed, stored, settings.out + " (settings of the checkpoint)");
+      apply_stored_settings(resumed, stored, settings.out + " (settings of the checkpoint)");
       apply_given(resumed);
       return resumed;
     }
@@ -143,7 +151,7 @@ std::optional<TrainSettings> training_settings(const std::filesystem::path& path
   const nlohmann::json trainer = io::load_config(file);
   if (!trainer.contains("settings")) return std::nullopt;
   TrainSettings settings;
-  apply_settings(settings, trainer["settings"], file.string());
+  apply_stored_settings(settings, trainer["settings"], file.string());
   return settings;
 }
 

@@ -123,6 +123,10 @@ nlohmann::json to_json(const TrainSettings& settings);
 // of kind usage for an unknown key, a wrong type, a value out of range, or two lengths at once.
 void apply_settings(TrainSettings& settings, const nlohmann::json& json, const std::string& source);
 
+// The same for the settings that a checkpoint was saved with: what is newer than the checkpoint has the value that it
+// had before it was a setting.
+void apply_stored_settings(TrainSettings& settings, const nlohmann::json& json, const std::string& source);
+
 // The settings of one call: the defaults; when resuming, over them those of the newest checkpoint in `out`; over them
 // the configuration file (TOML or JSON; none when the path is empty); over them the flags.
 TrainSettings resolve_settings(const nlohmann::json& flags, const std::filesystem::path& config);

@@ -184,6 +184,33 @@ TEST_F(Train, CheckpointsWithAFamilyResume) {
   EXPECT_NE(error_of([&] { train(s); }, Error::Kind::usage).find("--mixer"), std::string::npos);
 }
 
+// Before level policies every level had a scale of its own, which learned like any other parameter.
+TEST_F(Train, CheckpointsWithoutALevelPolicyGoOnAsTheyWere) {
+  TrainSettings s = settings("a");
+  s.mixer = "log_linear_mamba2";
+  s.level_policy = "share";
+  s.trained_levels = s.levels;
+  s.scales_lr = 1;
+  train(s);
+  TrainSettings other = s;
+  other.out = settings("b").out;
+  train(other, stop_after(4));
+  const auto checkpoint = newest_checkpoint(other.out, {});
+  json trainer = checkpoint->trainer;
+  for (const char* key : {"level-policy", "trained-levels", "position-offsets", "scales-lr"})
+    trainer.at("settings").erase(key);
+  nn::Model<float> model(model_config(s));
+  Moments moments;
+  load_checkpoint(*checkpoint, model, moments);
+  save_checkpoint(other.out, model, moments, trainer);
+  const TrainSettings resumed = resolve_settings({{"resume", true}, {"out", other.out}}, "");
+  EXPECT_EQ(resumed.level_policy, "share");
+  EXPECT_EQ(resumed.trained_levels, s.levels);
+  EXPECT_EQ(training_settings(other.out)->scales_lr, 1);
+  train(resumed);
+  EXPECT_TRUE(weights("a", 12) == weights("b", 12));
+}
+
 // Its choice looks at later tokens: it says so, and scores what it can.
 TEST_F(Train, AMixerThatIsNotCausalWarnsOnceAndScoresWindows) {
   TrainSettings s = settings("a");

@@ -163,7 +163,7 @@ void Trainer::check_resumable(const TrainingCheckpoint& checkpoint) {
   const auto hash = [&](const char* key) { return trainer.at(key).get<std::string>(); };
   // Read as settings, so that those which are new since then have the value that they had without saying so.
   TrainSettings stored;
-  apply_settings(stored, trainer.at("settings"), name + " (settings of the checkpoint)");
+  apply_stored_settings(stored, trainer.at("settings"), name + " (settings of the checkpoint)");
   const json now = app::to_json(s_), then = app::to_json(stored);
   for (const std::string& key : fixed_settings())
     if (now.at(key) != then.at(key))
