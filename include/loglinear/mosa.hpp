@@ -60,10 +60,10 @@ struct MosaGradients {
 //                         after sequence
 //
 // A hybrid with dense heads is a sum: let this write y and the projection of the dense heads be added to it. T is float
-// or double; sums are in T. Time O(T D E) for the choice and O(k D d + k^2 d) a head, memory O(N (E + D) + k) beyond
-// the arguments. Same bits for any number of threads (a token sums its heads in order), and each sequence bit-equal to
-// a separate call. Throws Error on sizes < 1, a theta that is not positive, cu_seqlens that does not start at 0 or
-// descends, a row stride below D, or a null array that has elements.
+// or double; sums are in T. Time O(T D E) for the choice and O(k D d + k^2 d) a head, memory O(N (E + D) + k), and O(k
+// d) a thread, beyond the arguments. Same bits for any number of threads (a token sums its heads in order), and each
+// sequence bit-equal to a separate call. Throws Error on sizes < 1, a theta that is not positive, cu_seqlens that does
+// not start at 0 or descends, a row stride below D, or a null array that has elements.
 template <class T>
 void mosa_forward(std::span<const std::int64_t> cu_seqlens, const MosaShape& shape, const MosaWeights<T>& weights,
                   const T* x, std::int64_t x_stride, T* y, std::int64_t y_stride, std::int64_t* chosen = nullptr,
