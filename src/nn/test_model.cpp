@@ -378,6 +378,7 @@ TEST_P(Families, OffsetsMoveTheLevels) {
   EXPECT_LE(std::abs(loss(true) - expected), 1e-11 * expected);
   const bool levels = find_family(model.config().family)->log_linear && !model.config().unit_scales;
   EXPECT_EQ(model.loss(batch.tokens, batch.targets, batch.cu_seqlens, false) != loss(false), levels);
+  if (!levels) return;  // the same as from position 0, whose gradients are tested below
   for (Parameter<double>& p : model.parameters()) {
     const std::size_t at = static_cast<std::size_t>(
         std::max_element(p.grad.begin(), p.grad.end(), [](double a, double b) { return std::abs(a) < std::abs(b); }) -
