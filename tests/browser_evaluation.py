@@ -8,10 +8,9 @@ apt-get install chromium).
 """
 
 import json
-import os
 import sys
 
-from browser_page import contrast, expect, luminance, main
+from browser_page import appearances, contrast, expect, main
 
 
 def use(browser, data, folder):
@@ -57,36 +56,18 @@ def use(browser, data, folder):
     expect(json.loads(browser.evaluate("fetch(document.getElementById('download').href).then(r => r.text())")) == data,
            "the download is not the data")
 
-    # A phone and a screen, light and dark.
-    for name, width, height in (("phone", 390, 844), ("screen", 1280, 900)):
-        for dark in (False, True):
-            browser.look(width, height, dark)
-            where = f"{name}, {'dark' if dark else 'light'}"
-            wide = browser.evaluate("document.documentElement.scrollWidth")
-            expect(wide <= width, f"{where}: the page is {wide} wide")
-            small = browser.evaluate("""Math.min(...[...document.querySelectorAll('figure text')].map(
-                t => parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a))""")
-            expect(small >= 10.9, f"{where}: text of {small} pixels in a chart")
-            outside = browser.evaluate("""[...document.querySelectorAll('figure')].flatMap(f => {
-                const box = f.getBoundingClientRect();
-                return [...f.querySelectorAll('.point, rect, text')].filter(p => { const b = p.getBoundingClientRect();
-                  return b.left < box.left || b.right > box.right || b.top < box.top || b.bottom > box.bottom; })
-                  .map(p => p.textContent || p.outerHTML); })""")
-            expect(not outside, f"{where}: outside of the chart: {outside}")
-            style = "getComputedStyle(document.querySelector('%s')).%s"
-            panel = browser.evaluate(style % ("figure", "backgroundColor"))
-            page = browser.evaluate(style % ("body", "backgroundColor"))
-            expect((luminance(page) < 0.1) == dark, f"{where}: the page is {page}")
-            for selector in ("body", ".note", "figure text"):
-                colour = browser.evaluate(style % (selector, "fill" if selector.endswith("text") else "color"))
-                expect(contrast(colour, panel) >= 4.5, f"{where}: {selector} {colour} on {panel}")
-            for fill, text in browser.evaluate("""[...document.querySelectorAll('.cell rect')].map(
-                    r => [getComputedStyle(r).fill, getComputedStyle(r.nextSibling).fill])"""):
-                expect(contrast(fill, text) >= 4.5, f"{where}: {text} on {fill}")
-            for colour in browser.evaluate("[...document.querySelectorAll('.series .line')].map(l => getComputedStyle(l).stroke)"):
-                expect(contrast(colour, panel) >= 3, f"{where}: a line {colour} on {panel}")
-            if folder:
-                browser.screenshot(os.path.join(folder, f"{name}-{'dark' if dark else 'light'}.png"))
+    for where, panel in appearances(browser, 10.9, folder):
+        outside = browser.evaluate("""[...document.querySelectorAll('figure')].flatMap(f => {
+            const box = f.getBoundingClientRect();
+            return [...f.querySelectorAll('.point, rect, text')].filter(p => { const b = p.getBoundingClientRect();
+              return b.left < box.left || b.right > box.right || b.top < box.top || b.bottom > box.bottom; })
+              .map(p => p.textContent || p.outerHTML); })""")
+        expect(not outside, f"{where}: outside of the chart: {outside}")
+        for fill, text in browser.evaluate("""[...document.querySelectorAll('.cell rect')].map(
+                r => [getComputedStyle(r).fill, getComputedStyle(r.nextSibling).fill])"""):
+            expect(contrast(fill, text) >= 4.5, f"{where}: {text} on {fill}")
+        for colour in browser.evaluate("[...document.querySelectorAll('.series .line')].map(l => getComputedStyle(l).stroke)"):
+            expect(contrast(colour, panel) >= 3, f"{where}: a line {colour} on {panel}")
 
 
 if __name__ == "__main__":

@@ -142,6 +142,31 @@ CHARTS = ["forward_ms", "forward_backward_ms", "peak_bytes", "step_ms", "state_b
 QUALITY = ["recall_accuracy", "bits_per_byte"]
 
 
+def appearances(browser, smallest, folder):
+    """A phone and a screen, light and dark: nothing wider than the window, text of `smallest` pixels that differs from what
+    is behind it. Yields where that is and the colour behind a chart, then takes a screenshot into the folder, if there is one.
+    """
+    for name, width, height in (("phone", 390, 844), ("screen", 1280, 900)):
+        for dark in (False, True):
+            browser.look(width, height, dark)
+            where = f"{name}, {'dark' if dark else 'light'}"
+            wide = browser.evaluate("document.documentElement.scrollWidth")
+            expect(wide <= width, f"{where}: the page is {wide} wide")
+            small = browser.evaluate("""Math.min(...[...document.querySelectorAll('figure text')].map(
+                t => parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a))""")
+            expect(small >= smallest, f"{where}: text of {small} pixels in a chart")
+            style = "getComputedStyle(document.querySelector('%s')).%s"
+            page = browser.evaluate(style % ("body", "backgroundColor"))
+            panel = browser.evaluate(style % ("figure", "backgroundColor"))
+            expect((luminance(page) < 0.1) == dark, f"{where}: the page is {page}")
+            for selector in ("body", ".note", "figure text"):
+                colour = browser.evaluate(style % (selector, "fill" if selector.endswith("text") else "color"))
+                expect(contrast(colour, panel) >= 4.5, f"{where}: {selector} {colour} on {panel}")
+            yield where, panel
+            if folder:
+                browser.screenshot(os.path.join(folder, f"{name}-{'dark' if dark else 'light'}.png"))
+
+
 def use(browser, data, folder):
     names = [m["name"] for m in data["mechanisms"]]
 
@@ -201,34 +226,15 @@ def use(browser, data, folder):
            "the download is not the data")
     expect(browser.evaluate("document.getElementById('download').download") == "comparison.json", "no name to download")
 
-    # A phone and a screen, light and dark: nothing wider than the window, text that can be read, colours that differ
-    # from what is behind them.
-    for name, width, height in (("phone", 390, 844), ("screen", 1280, 900)):
-        for dark in (False, True):
-            browser.look(width, height, dark)
-            where = f"{name}, {'dark' if dark else 'light'}"
-            wide = browser.evaluate("document.documentElement.scrollWidth")
-            expect(wide <= width, f"{where}: the page is {wide} wide")
-            small = browser.evaluate("""Math.min(...[...document.querySelectorAll('figure text')].map(
-                t => parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a))""")
-            expect(small >= 11, f"{where}: text of {small} pixels in a chart")
-            button = browser.evaluate(
-                "Math.min(...[...document.querySelectorAll('button')].map(b => b.getBoundingClientRect().height))")
-            expect(button >= 36, f"{where}: a button is {button} high")
-            style = "getComputedStyle(document.querySelector('%s')).%s"
-            page = browser.evaluate(style % ("body", "backgroundColor"))
-            panel = browser.evaluate(style % ("figure", "backgroundColor"))
-            expect((luminance(page) < 0.1) == dark, f"{where}: the page is {page}")
-            for selector in ("body", ".note", "figure text"):
-                colour = browser.evaluate(style % (selector, "fill" if selector.endswith("text") else "color"))
-                expect(contrast(colour, panel) >= 4.5, f"{where}: {selector} {colour} on {panel}")
-            colours = browser.evaluate("""Object.fromEntries([...document.querySelectorAll('#toggles .series')].map(
-                s => [s.closest('button').dataset.mechanism, getComputedStyle(s.querySelector('.line')).stroke]))""")
-            for mechanism, colour in colours.items():
-                expect(contrast(colour, panel) >= 3, f"{where}: {mechanism} {colour} on {panel}")
-            expect(len(set(colours.values())) == len(names), f"{where}: two mechanisms have one colour")
-            if folder:
-                browser.screenshot(os.path.join(folder, f"{name}-{'dark' if dark else 'light'}.png"))
+    for where, panel in appearances(browser, 11, folder):
+        button = browser.evaluate(
+            "Math.min(...[...document.querySelectorAll('button')].map(b => b.getBoundingClientRect().height))")
+        expect(button >= 36, f"{where}: a button is {button} high")
+        colours = browser.evaluate("""Object.fromEntries([...document.querySelectorAll('#toggles .series')].map(
+            s => [s.closest('button').dataset.mechanism, getComputedStyle(s.querySelector('.line')).stroke]))""")
+        for mechanism, colour in colours.items():
+            expect(contrast(colour, panel) >= 3, f"{where}: {mechanism} {colour} on {panel}")
+        expect(len(set(colours.values())) == len(names), f"{where}: two mechanisms have one colour")
 
 
 def quiet(browser):

@@ -8,6 +8,7 @@
 #include <set>
 #include <thread>
 
+#include "browser.hpp"
 #include "program.hpp"
 
 namespace loglinear::tests {
@@ -59,18 +60,6 @@ TEST(Compare, JsonAloneOnStandardOutput) {
   EXPECT_EQ(seen.size(), 6u);
 }
 
-// Opens a page in headless Chromium and uses it. Skips the test where there is none.
-void look_at(const std::string& page) {
-  FILE* browser = popen(("python3 " LOGLINEAR_SOURCE_DIR "/tests/browser_page.py '" + page + "' 2>&1").c_str(), "r");
-  ASSERT_NE(browser, nullptr);
-  std::string said;
-  char line[4096];
-  while (std::fgets(line, sizeof line, browser)) said += line;
-  const int status = pclose(browser);
-  if (WIFEXITED(status) && WEXITSTATUS(status) == 77) GTEST_SKIP() << said;
-  EXPECT_EQ(status, 0) << said;
-}
-
 // The whole way to a page, and what a browser does with it.
 TEST(Compare, FilesAndThePageInHeadlessChromium) {
   const Scratch scratch;
@@ -84,7 +73,7 @@ TEST(Compare, FilesAndThePageInHeadlessChromium) {
   const json object = json::parse(file_text(rows));
   EXPECT_NE(file_text(page).find(object["machine"]["cpu"].get<std::string>()), std::string::npos);
 
-  look_at(page);
+  look_at("browser_page.py", page);
 }
 
 TEST(Compare, QualityBesideTheRest) {
@@ -122,7 +111,7 @@ TEST(Compare, QualityBesideTheRest) {
     EXPECT_GT(row["bits_per_byte"], 0);
     EXPECT_EQ(row["bits_per_byte_values"].size(), 2u);
   }
-  look_at(page);
+  look_at("browser_page.py", page);
 }
 
 TEST(Compare, TheList) {

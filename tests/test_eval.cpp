@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "browser.hpp"
 #include "program.hpp"
 
 namespace loglinear::tests {
@@ -63,19 +64,6 @@ class Eval : public testing::Test {
     EXPECT_NE(outcome.err.find(names), std::string::npos) << outcome.err;
     EXPECT_EQ(outcome.out, "") << names;
   }
-  // Opens a page in headless Chromium and uses it; skips the test where there is none.
-  static void look_at(const std::string& page) {
-    FILE* browser =
-        popen(("python3 " LOGLINEAR_SOURCE_DIR "/tests/browser_evaluation.py '" + page + "' 2>&1").c_str(), "r");
-    ASSERT_NE(browser, nullptr);
-    std::string said;
-    char line[4096];
-    while (std::fgets(line, sizeof line, browser)) said += line;
-    const int status = pclose(browser);
-    if (WIFEXITED(status) && WEXITSTATUS(status) == 77) GTEST_SKIP() << said;
-    EXPECT_EQ(status, 0) << said;
-  }
-
   const Arguments kRecall = {"--task",      "mqar", "--vocab",        "32", "--items", "4",
                              "--min-items", "2",    "--val-examples", "8"};
   Scratch scratch_;
@@ -172,7 +160,7 @@ TEST_F(Eval, ThePageOfATaskInHeadlessChromium) {
                                "--examples", "20", "--html", page});
   EXPECT_EQ(outcome.code, 0) << outcome.err;
   EXPECT_NE(outcome.out.find("task mqar"), std::string::npos);
-  look_at(page);
+  look_at("browser_evaluation.py", page);
 }
 
 TEST_F(Eval, ThePageOfATextInHeadlessChromium) {
@@ -183,7 +171,7 @@ TEST_F(Eval, ThePageOfATextInHeadlessChromium) {
   const Outcome outcome = run({"eval", (scratch_ / "text").string(), "--data", text, "--bins", "2", "--html", page});
   EXPECT_EQ(outcome.code, 0) << outcome.err;
   EXPECT_NE(outcome.out.find("3072 - 4095"), std::string::npos) << outcome.out;
-  look_at(page);
+  look_at("browser_evaluation.py", page);
 }
 
 TEST_F(Eval, WrongUsage) {

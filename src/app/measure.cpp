@@ -44,6 +44,18 @@ Timing timing_of(std::vector<double> ms) {
   return t;
 }
 
+Spread spread_of(const std::vector<double>& values) {
+  Spread spread;
+  if (values.empty()) return spread;
+  const double n = static_cast<double>(values.size());
+  spread.mean = 0;
+  for (const double value : values) spread.mean += value / n;
+  double squares = 0;
+  for (const double value : values) squares += (value - spread.mean) * (value - spread.mean);
+  if (values.size() > 1) spread.deviation = std::sqrt(squares / (n - 1));
+  return spread;
+}
+
 Timing time_calls(double seconds, const std::function<void()>& call, const std::function<void(double)>& after) {
   std::vector<double> ms;
   const double begin = monotonic_seconds();

@@ -41,6 +41,12 @@ Timing timing_of(std::vector<double> ms);
 // `after`, if there is one, gets the milliseconds of each.
 Timing time_calls(double seconds, const std::function<void()>& call, const std::function<void(double)>& after = {});
 
+// Mean and sample standard deviation; the mean of no values, and the deviation of fewer than two, are absent.
+struct Spread {
+  double mean = kAbsent, deviation = kAbsent;
+};
+Spread spread_of(const std::vector<double>& values);
+
 // The part of a peak that calls reached, on a machine whose peak moves: measured before and after each of them, the
 // larger of the two counts.
 class BesidePeak {

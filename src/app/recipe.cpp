@@ -56,8 +56,6 @@ void for_each_choice(const std::vector<std::pair<std::string, json>>& lists, con
   }
 }
 
-std::string shown(const json& value) { return value.is_string() ? value.get<std::string>() : value.dump(); }
-
 // What a folder may be called.
 std::string file_name(const std::string& text) {
   std::string name;

@@ -112,7 +112,7 @@ bool Runner::read_result(std::size_t i) {
   try {
     // Read as settings, so that those which are new since then have the value that they had without saying so.
     TrainSettings stored;
-    apply_settings(stored, file.at("settings"), path.string());
+    apply_stored_settings(stored, file.at("settings"), path.string());
     then = app::to_json(stored), now = app::to_json(recipe_.trainings[i].settings);
     outcome.ended = file.at("ended");
     if (outcome.ended) {

@@ -9,6 +9,7 @@
 #include "app/measure.hpp"
 #include "app/optimize.hpp"
 #include "app/score.hpp"
+#include "app/source.hpp"
 #include "base/error.hpp"
 #include "base/random.hpp"
 #include "io/config.hpp"
@@ -154,6 +155,8 @@ std::vector<RecipeValue> measure_cost(nn::Model<float>& model, const json& defin
 
 }  // namespace
 
+std::string shown(const json& value) { return value.is_string() ? value.get<std::string>() : value.dump(); }
+
 LoadOptions load_options(const json& model, const std::string& source) {
   LoadOptions options;
   io::ConfigReader reader(model, source);
@@ -178,13 +181,8 @@ TaskSettings task_to_score(const TrainSettings& settings, const json& definition
 }
 
 Text held_out_text(const TrainSettings& settings) {
-  const auto read = [](const std::vector<std::string>& paths, std::int64_t limit) {
-    return io::read_text(std::vector<io::Path>(paths.begin(), paths.end()), static_cast<std::uint64_t>(limit))
-        .documents;
-  };
-  if (!settings.val_data.empty()) return Text(read(settings.val_data, 0));
-  if (settings.data.empty() || !(settings.val_fraction > 0)) return {};
-  return Text(io::split_text(read(settings.data, settings.data_bytes), settings.val_fraction).held_out);
+  if (settings.val_data.empty() && (settings.data.empty() || !(settings.val_fraction > 0))) return {};
+  return read_training_text(settings, {}).held_out;
 }
 
 std::vector<RecipeValue> measure(const Measurement& measurement, const TrainSettings& settings,

@@ -24,6 +24,9 @@ inline constexpr CostColumn kCostColumns[] = {
     {"parameters", "parameters", "parameters"},
 };
 
+// A value of a setting as people write it: texts without quotes.
+std::string shown(const nlohmann::json& value);
+
 // The options that a score's `model` table names, for load_model. Throws Error (usage) for unknown ones.
 LoadOptions load_options(const nlohmann::json& model, const std::string& source);
 

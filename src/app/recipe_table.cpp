@@ -6,6 +6,7 @@
 #include "app/measure.hpp"
 #include "app/progress.hpp"
 #include "app/recipe.hpp"
+#include "app/recipe_steps.hpp"
 #include "app/settings.hpp"
 #include "base/error.hpp"
 #include "base/machine.hpp"
@@ -16,8 +17,6 @@ namespace {
 using nlohmann::json;
 using nlohmann::ordered_json;
 
-std::string shown(const json& value) { return value.is_string() ? value.get<std::string>() : value.dump(); }
-
 std::string format_value(double x, const std::string& unit) {
   if (unit == "%") return fmt::format("{:.1f}", 100 * x);
   if (unit == "bits/byte") return fmt::format("{:.3f}", x);
@@ -25,21 +24,14 @@ std::string format_value(double x, const std::string& unit) {
   return format_count(x);
 }
 
-struct Statistics {
-  double mean = kAbsent, spread = kAbsent;  // spread: of a sample, NaN for one value
-};
-
-// Values that do not exist have neither; NaN in one makes NaN of both.
-Statistics statistics(const std::vector<RecipeValue>& values) {
-  Statistics s;
-  const double n = static_cast<double>(values.size());
-  if (values.empty() || std::any_of(values.begin(), values.end(), [](const RecipeValue& v) { return !v; })) return s;
-  s.mean = 0;
-  for (const RecipeValue& value : values) s.mean += *value / n;
-  double squares = 0;
-  for (const RecipeValue& value : values) squares += (*value - s.mean) * (*value - s.mean);
-  if (values.size() > 1) s.spread = std::sqrt(squares / (n - 1));
-  return s;
+// Values that do not exist have none; NaN in one makes NaN of both.
+Spread spread_of(const std::vector<RecipeValue>& values) {
+  std::vector<double> numbers;
+  for (const RecipeValue& value : values) {
+    if (!value) return {};
+    numbers.push_back(*value);
+  }
+  return app::spread_of(numbers);
 }
 
 // Characters, not bytes: what the columns of a terminal count.
@@ -130,9 +122,9 @@ std::string format_values(const std::vector<RecipeValue>& values, const std::str
   if (values.empty() || std::any_of(values.begin(), values.end(), [](const RecipeValue& v) { return !v; })) return "-";
   const auto bad = std::count_if(values.begin(), values.end(), [](const RecipeValue& v) { return std::isnan(*v); });
   if (bad > 0) return values.size() == 1 ? "nan" : fmt::format("nan ({} of {})", bad, values.size());
-  const Statistics s = statistics(values);
+  const Spread s = spread_of(values);
   std::string text = format_value(s.mean, unit);
-  if (s.spread > 0) text += " ± " + format_value(s.spread, unit);
+  if (s.deviation > 0) text += " ± " + format_value(s.deviation, unit);
   return text;
 }
 
@@ -219,7 +211,7 @@ ordered_json recipe_json(const Recipe& recipe, const RecipeResult& result, const
       for (std::size_t c = 0; c < recipe.measurements[m].columns.size(); ++c) {
         const RecipeColumn& column = recipe.measurements[m].columns[c];
         const std::vector<RecipeValue> values = values_of(recipe, result, r, m, c);
-        const Statistics s = statistics(values);
+        const Spread s = spread_of(values);
         ordered_json list = ordered_json::array();
         for (const RecipeValue& value : values) list.push_back(json_number(value.value_or(kAbsent)));
         scores.push_back({{"label", column.label},
@@ -227,7 +219,7 @@ ordered_json recipe_json(const Recipe& recipe, const RecipeResult& result, const
                           {"definition", recipe.measurements[m].definition},
                           {"values", list},
                           {"mean", json_number(s.mean)},
-                          {"spread", json_number(s.spread)}});
+                          {"spread", json_number(s.deviation)}});
       }
     rows.push_back({{"case", recipe.rows[r].name},
                     {"sweep", sweep},

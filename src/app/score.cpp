@@ -59,8 +59,7 @@ TaskScore score_task(nn::Model<float>& model, const Task& task, const ScoreOptio
     }
     reader.next(batch, &answers, static_cast<std::uint64_t>(options.examples));
     predicted.assign(batch.tokens.size(), -1);
-    model.predict(batch.tokens, batch.cu_seqlens, predicted);
-    score.loss += model.loss(batch.tokens, batch.targets, batch.cu_seqlens, false);
+    score.loss += model.predict(batch.tokens, batch.cu_seqlens, predicted, batch.targets);
     for (const Answer& answer : answers) {
       bool right = true;
       for (std::int64_t t = answer.begin; t < answer.end; ++t) right = right && predicted[t] == batch.targets[t];

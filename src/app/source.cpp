@@ -30,17 +30,8 @@ std::string bytes_text(const Text& text) { return format_count(static_cast<doubl
 class TextSource : public Source {
  public:
   TextSource(const TrainSettings& s, const Warn& warn) : s_(s) {
-    std::vector<std::string> documents = read_documents(s.data, s.data_bytes, warn);
-    if (!s.val_data.empty()) {
-      held_out_ = Text(read_documents(s.val_data, 0, warn));
-      text_ = Text(documents);
-    } else if (s.val_fraction > 0) {
-      const io::TextSplit split = io::split_text(std::move(documents), s.val_fraction);
-      text_ = Text(split.train);
-      held_out_ = Text(split.held_out);
-    } else {
-      text_ = Text(documents);
-    }
+    auto [text, held_out] = read_training_text(s, warn);
+    text_ = std::move(text), held_out_ = std::move(held_out);
     if (text_.bytes() < s.seq_len)
       fail("train", "the training text has {} bytes, less than one sequence of {} (--seq-len)", text_.bytes(),
            s.seq_len);
@@ -161,6 +152,17 @@ class TaskSource : public Source {
 };
 
 }  // namespace
+
+TrainingText read_training_text(const TrainSettings& s, const Warn& warn) {
+  std::vector<std::string> documents = read_documents(s.data, s.data_bytes, warn);
+  if (!s.val_data.empty()) {
+    Text held_out(read_documents(s.val_data, 0, warn));
+    return {Text(documents), std::move(held_out)};
+  }
+  if (!(s.val_fraction > 0)) return {Text(documents), {}};
+  const io::TextSplit split = io::split_text(std::move(documents), s.val_fraction);
+  return {Text(split.train), Text(split.held_out)};
+}
 
 std::unique_ptr<Source> open_source(const TrainSettings& settings, const Warn& warn) {
   if (settings.task.name.empty()) return std::make_unique<TextSource>(settings, warn);

@@ -52,6 +52,13 @@ class Source {
   virtual std::string value(double value) const = 0;
 };
 
+// The text of data (at most data_bytes of it, val_fraction of which is held out unless there is val_data) and that of
+// val_data. Warns of files that are left out.
+struct TrainingText {
+  Text train, held_out;
+};
+TrainingText read_training_text(const TrainSettings& settings, const Warn& warn);
+
 // Reads the text that complete settings name, all of it. Throws Error when it is missing, or too short for the
 // settings.
 std::unique_ptr<Source> open_source(const TrainSettings& settings, const Warn& warn);

@@ -25,6 +25,16 @@ TEST(Timings, MedianAndSpread) {
   EXPECT_GE(calls, 1);
 }
 
+TEST(Spread, IsThatOfASample) {
+  const Spread spread = spread_of({2, 4, 4, 4, 5, 5, 7, 9});
+  EXPECT_EQ(spread.mean, 5);
+  EXPECT_DOUBLE_EQ(spread.deviation, std::sqrt(32.0 / 7));
+  EXPECT_EQ(spread_of({3}).mean, 3);
+  EXPECT_TRUE(std::isnan(spread_of({3}).deviation));
+  EXPECT_TRUE(std::isnan(spread_of({}).mean));
+  EXPECT_TRUE(std::isnan(spread_of({1, kAbsent}).mean) && std::isnan(spread_of({1, kAbsent}).deviation));
+}
+
 TEST(Distance, IsRelativeAndFailsOnNan) {
   EXPECT_DOUBLE_EQ(relative_error({3, 4}, {3, 0}), 4.0 / 3);
   EXPECT_EQ(relative_error({2, 0}, {0, 0}), 2);

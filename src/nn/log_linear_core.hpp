@@ -2,11 +2,11 @@
 // What the two log-linear mixers share: level scales, the short convolution with its tail, and running the operator.
 
 #include <algorithm>
-#include <bit>
 #include <memory>
 #include <vector>
 
 #include "base/op_timer.hpp"
+#include "base/state_access.hpp"
 #include "loglinear/gates.hpp"
 #include "loglinear/level_scales.hpp"
 #include "loglinear/log_linear.hpp"
@@ -112,11 +112,9 @@ std::vector<State> offset_states(const Args& args, const Pass<T>& pass) {
     if (position == 0) continue;
     if (!zeros) clear(*(zeros = std::make_shared<Buffer>(static_cast<std::size_t>(H * K * V) * sizeof(T))));
     const std::int64_t boundary = position & -static_cast<std::int64_t>(state.chunk());
-    // As the operator counts: blocks that are read through the last level are one.
-    const int chunk_bit = std::countr_zero(static_cast<unsigned>(state.chunk()));
-    const int last = static_cast<int>(std::clamp<std::int64_t>(L - 2, chunk_bit, 62));
+    const int last = last_bit(state.chunk(), L);
     std::vector<State::Slot> slots;
-    for (int bit = last; bit >= chunk_bit; --bit)
+    for (int bit = last; bit >= chunk_bit(state.chunk()); --bit)
       if (bit == last ? boundary >> bit != 0 : (boundary >> bit & 1) != 0)
         slots.push_back({bit, zeros, std::vector<double>(static_cast<std::size_t>(H), 0.0)});
     const std::shared_ptr<State::Open> open = state.new_open(G);

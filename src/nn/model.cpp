@@ -221,18 +221,26 @@ struct Model<T>::Impl {
     return std::min(N, std::max<std::int64_t>(16, kLogits / config->vocab_size));
   }
 
-  void predict(const Pass<T>& pass, const T* h, std::span<std::int32_t> predicted) {
+  // The most probable tokens after the hidden states h, and the loss of the targets when there are any.
+  double predict(const Pass<T>& pass, const T* h, std::span<std::int32_t> predicted,
+                 std::span<const std::int32_t> targets) {
     const ArenaScope scope(*pass.scratch);
     const std::int64_t N = pass.tokens, D = config->hidden_size, vocab = config->vocab_size, rows = logit_rows(N);
     T* normed = pass.scratch->template take<T>(N * D);
     T* logits = pass.scratch->template take<T>(rows * vocab);
+    double* losses = pass.scratch->template take<double>(rows);
+    double sum = 0;
     final_norm.forward(N, h, normed, pass.threads);
     for (std::int64_t begin = 0; begin < N; begin += rows) {
       const std::int64_t count = std::min(rows, N - begin);
       head.forward(count, normed + begin * D, T{0}, logits, pass.threads);
       parallel_for(count, pass.threads,
                    [&](std::int64_t i) { predicted[begin + i] = most_probable(logits + i * vocab, vocab); });
+      if (targets.empty()) continue;
+      cross_entropy<T>(targets.subspan(begin, count), vocab, logits, vocab, T{0}, losses, nullptr, vocab, pass.threads);
+      for (std::int64_t i = 0; i < count; ++i) sum += losses[i];
     }
+    return sum;
   }
 
   // The loss of the hidden states h; with dh, its gradient in h too (and in the parameters of norm and head).
@@ -354,18 +362,21 @@ double Model<T>::loss(std::span<const std::int32_t> tokens, std::span<const std:
 }
 
 template <class T>
-void Model<T>::predict(std::span<const std::int32_t> tokens, std::span<const std::int64_t> cu_seqlens,
-                       std::span<std::int32_t> predicted) {
+double Model<T>::predict(std::span<const std::int32_t> tokens, std::span<const std::int64_t> cu_seqlens,
+                         std::span<std::int32_t> predicted, std::span<const std::int32_t> targets) {
   const std::int64_t N = static_cast<std::int64_t>(tokens.size());
   if (predicted.size() != tokens.size())
     fail("model.predict", "got {} tokens and room for {}", tokens.size(), predicted.size());
+  if (!targets.empty() && targets.size() != tokens.size())
+    fail("model.predict", "got {} tokens and {} targets", tokens.size(), targets.size());
   check_sequences("model.predict", cu_seqlens, N);
   check_tokens("model.predict", tokens, impl_->config->vocab_size, 0);
-  if (N == 0) return;
+  check_tokens("model.predict targets", targets, impl_->config->vocab_size, -1);
+  if (N == 0) return 0;
   Impl& m = *impl_;
   const ArenaScope keep_scope(m.keep), scratch_scope(m.scratch);
   const Pass<T> pass = m.pass(cu_seqlens, threads);
-  m.predict(pass, m.run(pass, m.embed(pass, tokens)), predicted);
+  return m.predict(pass, m.run(pass, m.embed(pass, tokens)), predicted, targets);
 }
 
 template <class T>

@@ -156,9 +156,10 @@ class Model {
               std::span<const std::int64_t> offsets = {});
   void zero_grad();
   // The most probable token after each of the tokens (the lowest of equal ones; -1 where a logit is NaN), of the same
-  // pass. predicted: (N), written.
-  void predict(std::span<const std::int32_t> tokens, std::span<const std::int64_t> cu_seqlens,
-               std::span<std::int32_t> predicted);
+  // pass. predicted: (N), written. targets: empty, or (N) as in loss(), whose value without backward is returned then;
+  // otherwise 0.
+  double predict(std::span<const std::int32_t> tokens, std::span<const std::int64_t> cu_seqlens,
+                 std::span<std::int32_t> predicted, std::span<const std::int32_t> targets = {});
 
   // Decoding. new_state: position 0. read: consumes tokens (any number >= 1, chunked) and writes the logits after the
   // last one, (vocab). A single token goes through the operator's step form. Throws Error, state untouched, on a token

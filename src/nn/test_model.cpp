@@ -356,6 +356,19 @@ TEST_P(Families, MatchesTheDefinition) {
   for (std::size_t t = 0; t < each.size(); ++t) EXPECT_LE(std::abs(losses[t] - each[t]), 1e-6 * (1 + each[t])) << t;
 }
 
+// The derivative of loss() in x by central differences of sixth order.
+template <class Loss>
+double difference(double& x, const Loss& loss) {
+  const double value = x, step = 1e-4;
+  const auto at = [&](double steps) {
+    x = value + steps * step;
+    return loss();
+  };
+  const double near = at(1) - at(-1), middle = at(2) - at(-2), far = at(3) - at(-3);
+  x = value;
+  return (45 * near - 9 * middle + far) / (60 * step);
+}
+
 // Sequences that begin at other positions than 0: losses by the definition, gradients by central differences.
 TEST_P(Families, OffsetsMoveTheLevels) {
   Model<double> model(GetParam().config);
@@ -383,18 +396,12 @@ TEST_P(Families, OffsetsMoveTheLevels) {
     const std::size_t at = static_cast<std::size_t>(
         std::max_element(p.grad.begin(), p.grad.end(), [](double a, double b) { return std::abs(a) < std::abs(b); }) -
         p.grad.begin());
-    const double value = p.value[at], step = 2e-5;
-    const auto at_offset = [&](double offset) {
-      p.value[at] = value + offset;
-      return loss(false);
-    };
-    const double near = at_offset(step) - at_offset(-step), far = at_offset(2 * step) - at_offset(-2 * step);
-    p.value[at] = value;
-    EXPECT_LE(std::abs((8 * near - far) / (12 * step) - p.grad[at]), 1e-7 * std::abs(p.grad[at])) << p.name;
+    EXPECT_LE(std::abs(difference(p.value[at], [&] { return loss(false); }) - p.grad[at]), 1e-7 * std::abs(p.grad[at]))
+        << p.name;
   }
 }
 
-// Central differences of fourth order, in entries of every parameter tensor.
+// Central differences in entries of every parameter tensor.
 TEST_P(Families, GradientMatchesCentralDifferences) {
   Model<double> model(GetParam().config);
   model.threads = 1;  // too small to share
@@ -416,17 +423,8 @@ TEST_P(Families, GradientMatchesCentralDifferences) {
       std::size_t at = random.below(p.value.size());
       for (int tries = 0; tries < 50 && std::abs(p.grad[at]) < 0.01 * largest; ++tries)
         at = random.below(p.value.size());
-      const double value = p.value[at], step = 5e-5;
-      const auto at_offset = [&](double offset) {
-        p.value[at] = value + offset;
-        return loss(false);
-      };
-      const double near = at_offset(step) - at_offset(-step), far = at_offset(2 * step) - at_offset(-2 * step);
-      p.value[at] = value;
-      const double numeric = (8 * near - far) / (12 * step);
-      const double rounding = 2e-15 * at_offset(0) / step;
-      p.value[at] = value;
-      EXPECT_LE(std::abs(numeric - p.grad[at]), 1e-7 * (std::abs(p.grad[at]) + largest) + rounding)
+      const double numeric = difference(p.value[at], [&] { return loss(false); });
+      EXPECT_LE(std::abs(numeric - p.grad[at]), 1e-7 * (std::abs(p.grad[at]) + largest))
           << p.name << "[" << at << "]: backward " << p.grad[at] << ", differences " << numeric;
     }
   }
@@ -530,7 +528,11 @@ TEST_P(Families, PredictsTheTokenOfLeastLoss) {
   Batch batch = make_batch(model.config(), {40, 1, 0, 25}, 18);
   const std::size_t N = batch.tokens.size();
   std::vector<std::int32_t> predicted(N, -7), best(N);
-  model.predict(batch.tokens, batch.cu_seqlens, predicted);
+  EXPECT_EQ(model.predict(batch.tokens, batch.cu_seqlens, predicted), 0);
+  const std::vector<std::int32_t> alone = predicted;
+  EXPECT_EQ(model.predict(batch.tokens, batch.cu_seqlens, predicted, batch.targets),
+            model.loss(batch.tokens, batch.targets, batch.cu_seqlens, false));
+  EXPECT_EQ(predicted, alone);
   std::vector<float> least(N, 1e30f), losses(N);
   for (std::int32_t token = 0; token < model.config().vocab_size; ++token) {
     batch.targets.assign(N, token);
@@ -540,6 +542,7 @@ TEST_P(Families, PredictsTheTokenOfLeastLoss) {
   }
   EXPECT_EQ(predicted, best);
   EXPECT_THROW(model.predict(batch.tokens, batch.cu_seqlens, std::span(predicted).first(3)), Error);
+  EXPECT_THROW(model.predict(batch.tokens, batch.cu_seqlens, predicted, std::span(batch.targets).first(3)), Error);
 }
 
 // Packing changes nothing: the losses of each sequence on its own.

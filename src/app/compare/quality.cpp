@@ -1,7 +1,6 @@
 #include "app/compare/quality.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -9,12 +8,14 @@
 
 #include "app/data.hpp"
 #include "app/evaluate.hpp"
+#include "app/measure.hpp"
 #include "app/optimize.hpp"
 #include "app/progress.hpp"
 #include "app/schedule.hpp"
+#include "app/score.hpp"
+#include "app/source.hpp"
 #include "app/train.hpp"
 #include "base/error.hpp"
-#include "io/text.hpp"
 #include "nn/families.hpp"
 
 namespace loglinear::app::compare {
@@ -40,7 +41,6 @@ class Quality {
   nn::ModelConfig config(const std::string& mixer, Subject subject) const;
   bool score(const std::string& mixer, Subject subject, QualityScore& score);
   std::optional<double> train(nn::Model<float>& model, Subject subject, std::uint64_t seed);
-  double recall_accuracy(nn::Model<float>& model) const;
 
   QualitySettings s_;
   QualityHooks hooks_;
@@ -108,37 +108,17 @@ nn::ModelConfig Quality::config(const std::string& mixer, Subject subject) const
 
 void Quality::read_text() {
   if (s_.data.empty()) return;
-  io::Corpus corpus =
-      io::read_text(std::vector<io::Path>(s_.data.begin(), s_.data.end()), static_cast<std::uint64_t>(s_.data_bytes));
-  if (corpus.binary_files > 0 && hooks_.warn)
-    hooks_.warn(fmt::format("{} binary files (with zero bytes) are left out", corpus.binary_files));
-  const io::TextSplit split = io::split_text(std::move(corpus.documents), s_.val_fraction);
-  train_text_ = Text(split.train);
-  held_out_ = beginning_of(Text(split.held_out), s_.val_bytes);
+  TrainSettings settings;
+  settings.data = s_.data;
+  settings.data_bytes = s_.data_bytes;
+  settings.val_fraction = s_.val_fraction;
+  auto [train, held_out] = read_training_text(settings, hooks_.warn);
+  train_text_ = std::move(train);
+  held_out_ = beginning_of(held_out, s_.val_bytes);
   if (train_text_.bytes() < s_.seq_len)
     fail("quality", "the training text has {} bytes, less than one sequence of {}", train_text_.bytes(), s_.seq_len);
   result_.train_bytes = train_text_.bytes();
   result_.held_out_bytes = held_out_.bytes();
-}
-
-// The part of the queries whose most probable token is the value.
-double Quality::recall_accuracy(nn::Model<float>& model) const {
-  const std::int64_t each = std::max<std::int64_t>(1, s_.batch_tokens / s_.recall.length);
-  const Task recall(s_.recall);
-  std::int64_t right = 0, asked = 0;
-  std::vector<std::int32_t> predicted;
-  Batch batch;
-  for (std::int64_t first = 0; first < s_.recall_examples; first += each) {
-    batch.clear();
-    for (std::int64_t i = first; i < std::min(first + each, s_.recall_examples); ++i)
-      recall.add_example(kHeldOutSeed, static_cast<std::uint64_t>(i), batch);
-    predicted.assign(batch.tokens.size(), -1);
-    model.predict(batch.tokens, batch.cu_seqlens, predicted);
-    for (std::size_t t = 0; t < predicted.size(); ++t)
-      right += batch.targets[t] >= 0 && predicted[t] == batch.targets[t];
-    asked += batch.scored;
-  }
-  return static_cast<double>(right) / static_cast<double>(asked);
 }
 
 // Trains the model and gives its score; NaN when it diverged, nothing when interrupted.
@@ -182,7 +162,11 @@ std::optional<double> Quality::train(nn::Model<float>& model, Subject subject, s
     }
     if (hooks_.interrupted && hooks_.interrupted()) return std::nullopt;
   }
-  if (subject == Subject::recall) return recall_accuracy(model);
+  if (subject == Subject::recall)
+    return score_task(
+               model, recall,
+               {.examples = s_.recall_examples, .batch_tokens = s_.batch_tokens, .progress = {}, .interrupted = {}})
+        .all.accuracy();
   try {
     return evaluate(model, held_out_, {.seq_len = s_.seq_len, .batch_tokens = s_.batch_tokens, .progress = {}})
         .bits_per_byte();
@@ -206,11 +190,9 @@ bool Quality::score(const std::string& mixer, Subject subject, QualityScore& sco
     score.values.push_back(*value);
   }
   score.seconds = monotonic_seconds() - began;
-  const double n = static_cast<double>(score.values.size());
-  for (const double value : score.values) score.mean += value / n;
-  double squares = 0;
-  for (const double value : score.values) squares += (value - score.mean) * (value - score.mean);
-  score.spread = n > 1 ? std::sqrt(squares / (n - 1)) : kNaN;
+  const Spread spread = spread_of(score.values);
+  score.mean = spread.mean;
+  score.spread = spread.deviation;
   return true;
 }
 
