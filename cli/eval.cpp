@@ -131,7 +131,8 @@ int eval_task(const Flags& flags) {
   app::TaskSettings task{.name = flags.task.name};
   const bool as_trained = training && training->task.name == task.name;
   if (as_trained) task = training->task;
-  task.min_length = task.min_items = 0;
+  task.min_length = task.min_items = task.item_length = 0;
+  task.item_power = 0;
   nlohmann::json given;
   app::for_each_task_setting(flags.task, [&](const std::string& name, const auto& value, const auto&...) {
     for (const auto& option : flags.task_options)
@@ -211,7 +212,7 @@ void add_eval(CLI::App& app, Run& run) {
       ->capture_default_str();
   command->add_option(
       "--level-policy", flags->level_policy,
-      "read levels beyond the trained ones in this way: share, stretch or routed; default: the model's");
+      "read levels beyond the trained ones in this way: share, stretch, routed or content; default: the model's");
   command->add_option("--trained-levels", flags->trained_levels, "levels that have scales of their own; 0: the model's")
       ->capture_default_str();
   command->add_flag("--as-log-linear", flags->as_log_linear,
@@ -240,7 +241,8 @@ void add_eval(CLI::App& app, Run& run) {
       ->delimiter(',')
       ->type_name("N,N,...");
   app::for_each_task_setting(flags->task, [&](const std::string& name, auto& value, double, double, const char* help) {
-    if (name != "length" && name != "items" && name != "min-length" && name != "min-items")
+    if (name != "length" && name != "items" && name != "min-length" && name != "min-items" && name != "item-length" &&
+        name != "item-power")
       add(flags->task_options, name, value, help);
   });
   add(flags->task_options, "examples", flags->examples, "of a row")->capture_default_str();

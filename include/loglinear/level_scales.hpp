@@ -9,8 +9,9 @@
 //   stretch   the same as share up to position 2^(n - 1); beyond it levels 0 .. m are stretched over 0 .. n - 1:
 //             factor * softplus(z) between its neighbours at l (n - 1) / m, linearly
 //   routed    factor * p[l] / mean of p over the token's levels, p[l] = exp(z[min(l, n - 1)]): a softmax over the
-//   states that
-//             the token reads, times their number
+//             states that the token reads, times their number
+//   content   the same with z[l] = level[j] * (dl[j] + factor * matches[l]), j = min(l, n - 1): what the states hold
+//             has a say (matches: level_matches.hpp)
 //
 // share with all levels learned is the published model (arXiv 2506.04761); the others are this library's
 // (docs/quality.md measures them). Dtype: T is float or double for everything. Same bits for any number of threads; a
@@ -22,7 +23,7 @@
 
 namespace loglinear {
 
-enum class LevelPolicy { share, stretch, routed };
+enum class LevelPolicy { share, stretch, routed, content };
 
 struct LevelShape {
   LevelPolicy policy = LevelPolicy::share;
@@ -30,7 +31,8 @@ struct LevelShape {
   std::int64_t heads = 0;    // H
   std::int64_t levels = 0;   // L, what dl and level have for each head
   std::int64_t learned = 0;  // n, 1 to L: the first of them, which are used
-  std::int64_t columns = 0;  // of level_scales: level_columns()
+  std::int64_t columns = 0;  // of level_scales and matches: level_columns()
+  std::int64_t groups = 0;   // G of matches, divides H; head h has group h / (H / G). Read by content alone
 };
 
 // Levels that the tokens of a sequence of T >= 1 tokens, begun at position 0, read through.
@@ -41,15 +43,17 @@ std::int64_t level_count(std::int64_t T);
 std::int64_t level_columns(LevelPolicy policy, std::int64_t learned, std::int64_t last);
 
 //   dl (N, H * L), head-major, rows dl_stride apart   level (H, L)   level_scales (N, H, columns), written; zero for
-//   levels that a token does not have   positions (N), each 0 to 2^62; not read by share
+//   levels that a token does not have   positions (N), each 0 to 2^62; not read by share   matches (N, G, columns);
+//   read by content alone
 template <class T>
 void level_scales_forward(const LevelShape& shape, const std::int64_t* positions, const T* dl, std::int64_t dl_stride,
-                          const T* level, T factor, T* level_scales, int threads = 0);
+                          const T* level, const T* matches, T factor, T* level_scales, int threads = 0);
 
-// ddl (N, H * L) is written, with zeros for levels that are not learned; dlevel (H, L) is added to.
+// ddl (N, H * L) is written, with zeros for levels that are not learned; dlevel (H, L) is added to. dmatches (N, G,
+// columns) is written for content and left alone otherwise.
 template <class T>
 void level_scales_backward(const LevelShape& shape, const std::int64_t* positions, const T* dl, std::int64_t dl_stride,
-                           const T* level, T factor, const T* dlevel_scales, T* ddl, std::int64_t ddl_stride, T* dlevel,
-                           int threads = 0);
+                           const T* level, const T* matches, T factor, const T* dlevel_scales, T* ddl,
+                           std::int64_t ddl_stride, T* dlevel, T* dmatches, int threads = 0);
 
 }  // namespace loglinear

@@ -174,7 +174,8 @@ TaskSettings task_to_score(const TrainSettings& settings, const json& definition
   if (task.name.empty()) fail_usage("recipe", "{}: name: the models are trained on text: which task?", source);
   if (task.name == trained.name) {
     task = trained;
-    task.min_length = task.min_items = 0;
+    task.min_length = task.min_items = task.item_length = 0;
+    task.item_power = 0;
   }
   overlay(task, definition.at("task"), source);
   return resolved(task);

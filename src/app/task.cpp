@@ -14,7 +14,7 @@
 namespace loglinear::app {
 namespace {
 
-enum class Kind { mqar, needle, copy, selective_copy, induction, text_recall };
+enum class Kind { mqar, needle, copy, selective_copy, induction, text_recall, mqar_scattered };
 
 // Beside TaskInfo: how it is made, and the default of every setting (0: the task does not have it).
 struct Entry {
@@ -40,6 +40,17 @@ constexpr Entry kEntries[] = {
      0,
      0,
      0.01},
+    {{"mqar_scattered", "the same with pairs everywhere: a key returns somewhere after its pair", false, false},
+     Kind::mqar_scattered,
+     false,
+     8192,
+     16,
+     0,
+     0,
+     0,
+     0,
+     0,
+     1},
     {{"passkey", "a text that tells a pass key somewhere and asks for it at the end", true, false},
      Kind::needle,
      true,
@@ -203,6 +214,18 @@ std::vector<std::int64_t> power_law(Random& random, std::int64_t range, std::int
   return order;
 }
 
+// One of 0 .. count - 1, i with a probability proportional to 2^(-power i).
+std::int64_t seldom(Random& random, std::int64_t count, double power) {
+  const double step = std::exp2(-power);
+  double sum = 0, share = 1;
+  for (std::int64_t i = 0; i < count; ++i, share *= step) sum += share;
+  double left = random.uniform() * sum;
+  share = 1;
+  for (std::int64_t i = 0; i + 1 < count; ++i, share *= step)
+    if ((left -= share) < 0) return i;
+  return count - 1;
+}
+
 // One example, positions counted from its beginning.
 struct Example {
   explicit Example(std::int64_t length)
@@ -241,6 +264,30 @@ Example make_mqar(const TaskSettings& s, Random& random, std::int64_t length, st
     const std::int64_t at = 2 * (n + slots[i]);
     example.tokens[at] = keys[i];
     example.ask(at, 2 * i + 1, 1);
+  }
+  std::sort(example.answers.begin(), example.answers.end(),
+            [](const Answer& a, const Answer& b) { return a.begin < b.begin; });
+  return example;
+}
+
+// Slots of two tokens, 2 n of them in use: a pair, and later its key once more. Gaps, counted in slots in use, have the
+// power law.
+Example make_scattered_mqar(const TaskSettings& s, Random& random, std::int64_t length, std::int64_t n) {
+  const std::int64_t half = s.vocab / 2;
+  const std::vector<std::int32_t> keys = distinct(random, 1, half - 1, n), values = distinct(random, half, half, n);
+  std::vector<std::int32_t> slots = distinct(random, 0, length / 2, 2 * n);
+  std::sort(slots.begin(), slots.end());
+  std::vector<std::int64_t> open(slots.size());  // slots of the list that nothing stands in yet
+  std::iota(open.begin(), open.end(), 0);
+  Example example(length);
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::int64_t question = power_law(random, static_cast<std::int64_t>(open.size()) - 1, 1, s.alpha)[0] + 1;
+    const std::int64_t pair = 2 * slots[open.front()], again = 2 * slots[open[question]];
+    open.erase(open.begin() + question);
+    open.erase(open.begin());
+    example.tokens[pair] = example.tokens[again] = keys[i];
+    example.tokens[pair + 1] = values[i];
+    example.ask(again, pair + 1, 1);
   }
   std::sort(example.answers.begin(), example.answers.end(),
             [](const Answer& a, const Answer& b) { return a.begin < b.begin; });
@@ -560,7 +607,7 @@ TaskSettings resolved(const TaskSettings& settings) {
 
   Int most_items = kMostTokens;
   std::string why;
-  if (entry->kind == Kind::mqar) {
+  if (entry->kind == Kind::mqar || entry->kind == Kind::mqar_scattered) {
     most_items = s.vocab / 2 - 1;
     why = fmt::format(", the keys of a vocabulary of {}", s.vocab);
   } else if (entry->kind == Kind::copy) {
@@ -580,6 +627,17 @@ TaskSettings resolved(const TaskSettings& settings) {
   }
   fill("items", s.items, entry->items == kAsManyAsFit ? most_items : entry->items, Int{1}, most_items, why);
   fill("min-items", s.min_items, s.items, Int{1}, s.items, ", the items");
+  if (s.item_power != 0) {
+    if (entry->items == 0) fail_usage("task", "item-power: got {}, but {} has no items", s.item_power, s.name);
+    need("item-power", s.item_power, 0.0, 10.0, "");
+  }
+  if (s.item_length != 0) {
+    if (entry->items == 0 || entry->info.bytes)
+      fail_usage("task", "item-length: got {}, but {} has no such setting", s.item_length, s.name);
+    if (s.min_length != s.length) fail_usage("task", "item-length: got {}, but min-length is given too", s.item_length);
+    const bool pairs = entry->kind == Kind::mqar || entry->kind == Kind::mqar_scattered;
+    need("item-length", s.item_length, Int{pairs ? 4 : 2}, s.length, ", the length");
+  }
   fill("queries", s.queries, std::min(entry->queries, s.min_items), Int{1}, s.min_items, ", the keys that there are");
 
   if (entry->depth) {
@@ -593,6 +651,7 @@ TaskSettings resolved(const TaskSettings& settings) {
   std::string holds;
   switch (entry->kind) {
     case Kind::mqar:
+    case Kind::mqar_scattered:
       shortest = 4 * s.items;
       holds = fmt::format("{} pairs: four tokens each", s.items);
       break;
@@ -641,6 +700,7 @@ double Task::chance() const {
   const auto one_of = [](double values, std::int64_t times) { return std::pow(values, static_cast<double>(-times)); };
   switch (entry_of(*info_).kind) {
     case Kind::mqar:
+    case Kind::mqar_scattered:
       return one_of(static_cast<double>(settings_.vocab / 2), 1);
     case Kind::copy:
     case Kind::selective_copy:
@@ -659,18 +719,22 @@ void Task::add_example(std::uint64_t seed, std::uint64_t index, Batch& batch, st
   const TaskSettings& s = settings_;
   const Kind kind = entry_of(*info_).kind;
   Random shape(seed, kShapeStream + index), random(seed, stream_of(kind) + index);
-  const std::int64_t length = s.min_length + below(shape, s.length - s.min_length + 1);
+  std::int64_t length = s.min_length + below(shape, s.length - s.min_length + 1);
   std::int64_t items = s.items;
   if (items > 0) {
     std::int64_t steps = 0;
     while (s.min_items <= items >> (steps + 1)) ++steps;
-    items = s.min_items << below(shape, steps + 1);
+    items = s.min_items << (s.item_power == 0 ? below(shape, steps + 1) : seldom(shape, steps + 1, s.item_power));
   }
+  if (s.item_length > 0) length = std::min(s.length, items * s.item_length);
 
   Example example(0);
   switch (kind) {
     case Kind::mqar:
       example = make_mqar(s, random, length, items);
+      break;
+    case Kind::mqar_scattered:
+      example = make_scattered_mqar(s, random, length, items);
       break;
     case Kind::copy:
       example = make_copy(s, random, length, std::min(items, length / 2), false);

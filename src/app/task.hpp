@@ -32,15 +32,18 @@ struct TaskSettings {
   std::int64_t min_length = 0;  // the length of an example is uniform in [min_length, length]; default: length
   std::int64_t vocab = 0;       // mqar, copy, selective_copy, induction: tokens are 0 .. vocab - 1
   std::int64_t items = 0;       // pairs of mqar, symbols to copy, keys of a needle task
-  std::int64_t min_items =
-      0;                     // items of an example: drawn from min_items, 2 min_items, ... up to items; default: items
-  std::int64_t queries = 0;  // needle tasks: keys that are asked for, one after the other
-  std::int64_t values = 0;   // needle tasks: values of a key, asked for together
-  std::int64_t digits = 0;   // passkey and needle tasks: of a value
-  std::int64_t cue = 0;      // text_recall: bytes that are shown again
-  std::int64_t answer = 0;   // text_recall: bytes that have to follow
-  double alpha = 0;          // mqar: of the power law of the gaps (see docs/tasks.md)
-  double depth = -1;         // where what is asked for stands: 0 begin, 1 just before the question; -1: anywhere
+  // Items of an example: drawn from min_items, 2 min_items, ... up to items; default: items. n of them have a
+  // probability proportional to n^-item_power.
+  std::int64_t min_items = 0;
+  double item_power = 0;
+  std::int64_t item_length = 0;  // tokens for each item: an example of n items has n * item_length, at most length
+  std::int64_t queries = 0;      // needle tasks: keys that are asked for, one after the other
+  std::int64_t values = 0;       // needle tasks: values of a key, asked for together
+  std::int64_t digits = 0;       // passkey and needle tasks: of a value
+  std::int64_t cue = 0;          // text_recall: bytes that are shown again
+  std::int64_t answer = 0;       // text_recall: bytes that have to follow
+  double alpha = 0;              // mqar: of the power law of the gaps (see docs/tasks.md)
+  double depth = -1;             // where what is asked for stands: 0 begin, 1 just before the question; -1: anywhere
 
   bool operator==(const TaskSettings&) const = default;
 };
@@ -92,9 +95,14 @@ template <class Settings, class F>
 void for_each_task_setting(Settings& s, F&& f) {
   f("length", s.length, 0.0, 1e9, "tokens of an example; 0: the task's");
   f("min-length", s.min_length, 0.0, 1e9, "lengths are uniform from here to the longest; 0: all have the longest");
-  f("vocab", s.vocab, 0.0, 1e7, "mqar, copy, selective_copy, induction: tokens that there are; 0: the task's");
+  f("vocab", s.vocab, 0.0, 1e7,
+    "mqar, mqar_scattered, copy, selective_copy, induction: tokens that there are; 0: the task's");
   f("items", s.items, 0.0, 1e7, "pairs of mqar, symbols to copy, keys of a needle task; 0: the task's");
   f("min-items", s.min_items, 0.0, 1e7, "items are drawn from this, twice this, ... up to --items; 0: always --items");
+  f("item-power", s.item_power, 0.0, 10.0,
+    "n items are drawn with probability ~ n^-this; 0: evenly, 1: as many answers of each n");
+  f("item-length", s.item_length, 0.0, 1e7,
+    "mqar, copy, selective_copy: tokens of an example for each of its items; 0: --min-length says");
   f("queries", s.queries, 0.0, 1e4, "needle tasks: keys that are asked for; 0: the task's");
   f("values", s.values, 0.0, 1e4, "needle tasks: values of a key; 0: the task's");
   f("digits", s.digits, 0.0, 18.0, "passkey and needle tasks: of a value; 0: the task's");

@@ -64,7 +64,7 @@ TaskSettings random_settings(const std::string& name, Random& random) {
   const auto between = [&](Int low, Int high) { return low + static_cast<Int>(random.below(high - low + 1)); };
   TaskSettings s;
   s.name = name;
-  if (name == "mqar") {
+  if (name.starts_with("mqar")) {
     s.vocab = between(4, 80);
     s.items = between(1, s.vocab / 2 - 1);
     s.min_length = 4 * s.items + between(0, 10);
@@ -93,7 +93,7 @@ TaskSettings random_settings(const std::string& name, Random& random) {
                    (random.below(3) ? between(0, 300) : 0);
   }
   s.length = s.min_length + between(0, 40);
-  const bool no_depth = name == "mqar" || name == "copy" || name == "selective_copy";
+  const bool no_depth = name.starts_with("mqar") || name == "copy" || name == "selective_copy";
   if (!no_depth && random.below(2)) s.depth = static_cast<double>(random.below(5)) / 4;
   return s;
 }
@@ -134,8 +134,9 @@ TEST(Task, TheListHasEveryTaskOnce) {
     EXPECT_GT(std::string(info.help).size(), 10u);
     EXPECT_TRUE(info.bytes || !info.needs_text);
   }
-  EXPECT_EQ(names, (std::set<std::string>{"mqar", "passkey", "needle", "needle_multikey", "needle_multiquery",
-                                          "needle_multivalue", "copy", "selective_copy", "induction", "text_recall"}));
+  EXPECT_EQ(names, (std::set<std::string>{"mqar", "mqar_scattered", "passkey", "needle", "needle_multikey",
+                                          "needle_multiquery", "needle_multivalue", "copy", "selective_copy",
+                                          "induction", "text_recall"}));
   EXPECT_EQ(find_task("Mqar"), nullptr);
   EXPECT_EQ(find_task(""), nullptr);
 }
@@ -365,6 +366,86 @@ TEST(Task, RecallOfASeedStaysTheSame) {
   const Batch batch = make({.name = "mqar", .length = 16, .vocab = 16, .items = 3, .alpha = 0.5}, 1, 2).batch;
   EXPECT_EQ(batch.tokens, (std::vector<std::int32_t>{5, 9, 4, 11, 1, 12, 1, 0, 5, 0, 4, 0, 0, 0, 0, 0}));
   EXPECT_EQ(batch.targets, (std::vector<std::int32_t>{-1, -1, -1, -1, -1, -1, 12, -1, 9, -1, 11, -1, -1, -1, -1, -1}));
+}
+
+// Pairs anywhere, every key once more behind its pair, and nothing else but filler.
+TEST(Task, ScatteredRecallAsksForEveryKeyAfterItsPair) {
+  const TaskSettings tasks[] = {{.name = "mqar_scattered", .length = 4, .vocab = 4, .items = 1},
+                                {.name = "mqar_scattered", .length = 61, .vocab = 33, .items = 15, .alpha = 0.01},
+                                {.name = "mqar_scattered", .length = 300, .vocab = 256, .items = 16, .alpha = 2}};
+  for (const TaskSettings& settings : tasks)
+    for (std::uint64_t index = 0; index < 200; ++index) {
+      const Made made = make(Task(settings), 3, index);
+      const Int half = settings.vocab / 2;
+      std::map<std::int32_t, Int> pair_at;
+      std::set<std::int32_t> values, asked;
+      for (Int i = 0; i < settings.length; i += 2) {
+        const std::int32_t key = made.batch.tokens[i], value = i + 1 < settings.length ? made.batch.tokens[i + 1] : 0;
+        if (key == 0) {
+          ASSERT_EQ(value, 0);
+          continue;
+        }
+        ASSERT_TRUE(key >= 1 && key < half) << key;
+        if (made.batch.targets[i] < 0) {
+          ASSERT_TRUE(pair_at.emplace(key, i).second) << key;
+          ASSERT_TRUE(value >= half && value < 2 * half) << value;
+          ASSERT_TRUE(values.insert(value).second) << value;
+        } else {
+          ASSERT_EQ(value, 0);
+          ASSERT_TRUE(asked.insert(key).second) << key;
+          ASSERT_EQ(made.batch.targets[i], made.batch.tokens[pair_at.at(key) + 1]);
+        }
+      }
+      ASSERT_EQ(static_cast<Int>(asked.size()), settings.items);
+      ASSERT_EQ(pair_at.size(), asked.size());
+    }
+}
+
+// Two pairs in the four slots there are: the first pair's question is 1, 2 or 3 slots behind it, by the power law.
+TEST(Task, ScatteredRecallHasThePowerLaw) {
+  for (const double alpha : {0.01, 0.5, 1.0}) {
+    const Task task({.name = "mqar_scattered", .length = 8, .vocab = 8, .items = 2, .alpha = alpha});
+    constexpr int kExamples = 20000;
+    std::vector<double> gaps(4);
+    for (int index = 0; index < kExamples; ++index) {
+      const Batch batch = make(task, 7, static_cast<std::uint64_t>(index)).batch;
+      for (int slot = 1; slot < 4; ++slot) gaps[slot] += batch.tokens[2 * slot] == batch.tokens[0];
+    }
+    double norm = 0;
+    for (int slot = 1; slot < 4; ++slot) norm += std::pow(slot, alpha - 1);
+    for (int slot = 1; slot < 4; ++slot) {
+      const double p = std::pow(slot, alpha - 1) / norm;
+      EXPECT_NEAR(gaps[slot], p * kExamples, 5 * std::sqrt(kExamples * p * (1 - p))) << alpha << " " << slot;
+    }
+  }
+}
+
+TEST(Task, ItemsAndLengthsCanBeTied) {
+  for (const char* name : {"mqar", "mqar_scattered", "copy", "selective_copy"}) {
+    const Task task(
+        {.name = name, .length = 40, .vocab = 64, .items = 8, .min_items = 1, .item_power = 1, .item_length = 6});
+    constexpr int kExamples = 4000;
+    std::map<Int, int> count;
+    for (std::uint64_t index = 0; index < kExamples; ++index) {
+      const Batch batch = make(task, 1, index).batch;
+      EXPECT_EQ(static_cast<Int>(batch.tokens.size()), std::min<Int>(40, 6 * batch.scored)) << name;
+      ++count[batch.scored];
+    }
+    // 1, 2, 4 and 8 as 8 : 4 : 2 : 1
+    ASSERT_EQ(count.size(), 4u) << name;
+    for (const auto& [items, examples] : count) {
+      const double p = 8.0 / static_cast<double>(items) / 15;
+      EXPECT_NEAR(examples, p * kExamples, 5 * std::sqrt(kExamples * p * (1 - p))) << name << " " << items;
+    }
+  }
+  refused({.name = "mqar", .length = 64, .vocab = 64, .items = 8, .item_length = 3}, "item-length: got 3");
+  refused({.name = "mqar", .length = 64, .vocab = 64, .items = 8, .item_length = 65}, "item-length: got 65");
+  refused({.name = "mqar", .length = 64, .min_length = 40, .vocab = 64, .items = 8, .item_length = 4},
+          "item-length: got 4, but min-length");
+  refused({.name = "needle", .item_length = 40}, "item-length: got 40");
+  refused({.name = "induction", .item_power = 1}, "item-power: got 1");
+  refused({.name = "mqar", .items = 8, .item_power = -1}, "item-power: got -1");
+  refused({.name = "mqar", .items = 8, .item_power = std::nan("")}, "item-power: got nan");
 }
 
 // ---- Needles
@@ -601,7 +682,7 @@ TEST(Task, ResolvedSettingsStayAsTheyAre) {
 TEST(Task, RefusesWhatCannotBe) {
   const double nan = std::numeric_limits<double>::quiet_NaN();
   refused({}, "there is no task \"\"");
-  refused({.name = "mqarr"}, "there is no task \"mqarr\", only mqar, passkey");
+  refused({.name = "mqarr"}, "there is no task \"mqarr\", only mqar, mqar_scattered, passkey");
   refused({.name = "mqar", .vocab = 3}, "vocab");
   refused({.name = "mqar", .vocab = -3}, "vocab: got -3");
   refused({.name = "mqar", .vocab = 32, .items = 16}, "items: got 16, need 1 to 15");

@@ -386,7 +386,7 @@ void read_own(const Family& family, const Reader& reader, ModelConfig& config) {
 
 }  // namespace
 
-std::vector<std::string> level_policy_names() { return {"share", "stretch", "routed"}; }
+std::vector<std::string> level_policy_names() { return {"share", "stretch", "routed", "content"}; }
 
 LevelPolicy level_policy(const std::string& name) {
   const std::vector<std::string> names = level_policy_names();

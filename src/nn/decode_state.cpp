@@ -1,6 +1,7 @@
 #include "nn/decode_state.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -55,6 +56,12 @@ std::vector<OpenArray> open_arrays(const LayerState<T>& layer) {
   return arrays;
 }
 
+template <class T>
+std::vector<std::int64_t> key_sums_shape(const LayerState<T>& layer, std::int64_t position) {
+  const auto bits = static_cast<std::int64_t>(std::bit_width(static_cast<std::uint64_t>(position)));
+  return {bits, layer.groups, layer.state.key_width()};
+}
+
 // Hands out the tensors of a saved state by name, each once, checked.
 class Shelf {
  public:
@@ -104,7 +111,7 @@ template <class T>
 std::size_t DecodeStateOf<T>::bytes() const {
   std::size_t total = 0;
   for (const LayerState<T>& layer : layers)
-    total += (layer.conv.size() + layer.keys.size() + layer.values.size()) * sizeof(T) +
+    total += (layer.conv.size() + layer.keys.size() + layer.values.size() + layer.key_sums.sums.size()) * sizeof(T) +
              (layer.attention() ? 0 : layer.state.bytes());
   return total;
 }
@@ -124,6 +131,8 @@ std::vector<StateTensor> DecodeStateOf<T>::save() const {
     }
     tensors.push_back(pack(prefix + "conv", {layer.conv_rows, layer.conv_channels}, layer.conv.data()));
     const State& state = layer.state;
+    if (layer.content && position > 0)
+      tensors.push_back(pack(prefix + "key_sums", key_sums_shape(layer, position), layer.key_sums.sums.data()));
     for (const State::Slot& slot : state.slots()) {
       const std::string name = prefix + "state.bit" + std::to_string(slot.bit);
       tensors.push_back(pack(name, {state.heads(), state.key_width(), state.value_width()},
@@ -165,6 +174,8 @@ void DecodeStateOf<T>::load(const std::vector<StateTensor>& tensors) {
     }
     layer.conv = shelf.take<T>(prefix + "conv", {layer.conv_rows, layer.conv_channels});
     State& state = layer.state;
+    if (layer.content && position > 0)
+      layer.key_sums = {position, shelf.take<T>(prefix + "key_sums", key_sums_shape(layer, position))};
     std::vector<State::Slot> slots;
     for (int bit = 62; bit >= 0; --bit) {
       const std::string name = prefix + "state.bit" + std::to_string(bit);

@@ -29,7 +29,7 @@ std::vector<ParameterSpec> gated_deltanet_parameters(const ModelConfig& c) {
                                   {"o_norm.weight", {c.value_width}, Init::ones},
                                   {"o_proj.weight", {D, values}, Init::residual}})
     specs.push_back(spec);
-  if (scales) specs.push_back({"L", {H, c.num_levels}, Init::ones, false, H * c.num_levels});
+  if (scales) specs.push_back({"L", {H, c.num_levels}, level_init(c), false, H * c.num_levels});
   return specs;
 }
 
@@ -65,7 +65,7 @@ class GatedDeltaNet final : public Mixer<T> {
     delta_gates_forward(N, H_, z_ + a_at_, R, z_ + b_at_, R, dt_bias_.value, A_log_.value, g_, beta_, pass.threads);
     log_linear::ForwardArgs args;
     set_inputs(args, N);
-    args.level_scales = scales_.forward(pass, z_ + dl_at_, R);
+    args.level_scales = scales_.forward(pass, z_ + dl_at_, R, args.q, args.k);
     args.out = Tensor(o_, {1, N, H_, V_});
     run_log_linear(args, pass);
 
@@ -100,6 +100,7 @@ class GatedDeltaNet final : public Mixer<T> {
     args.dbeta = Tensor(dbeta, {1, N, H_});
     args.dlevel_scales = scales_.gradient(pass);
     run_log_linear_backward(args, pass);
+    scales_.backward(pass, z_ + dl_at_, R, args, dz + dl_at_, R);
 
     l2_norm_backward(N, H_, K_, qkv_, conv_channels_, key_scale_, dqkv, conv_channels_, dqkv, conv_channels_,
                      pass.threads);
@@ -107,7 +108,6 @@ class GatedDeltaNet final : public Mixer<T> {
                      conv_channels_, pass.threads);
     delta_gates_backward(N, H_, z_ + a_at_, R, z_ + b_at_, R, dt_bias_.value, A_log_.value, dg, dbeta, dz + a_at_, R,
                          dz + b_at_, R, dt_bias_.grad, A_log_.grad, pass.threads);
-    scales_.backward(pass, z_ + dl_at_, R, args.dlevel_scales, dz + dl_at_, R);
     conv_.backward(pass, z_, R, dqkv, dz, R);
     in_proj_.backward_weight(N, x, dz, pass.threads);
     in_proj_.backward_input(N, dz, dx, pass.threads);

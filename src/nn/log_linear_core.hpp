@@ -8,6 +8,7 @@
 #include "base/op_timer.hpp"
 #include "base/state_access.hpp"
 #include "loglinear/gates.hpp"
+#include "loglinear/level_matches.hpp"
 #include "loglinear/level_scales.hpp"
 #include "loglinear/log_linear.hpp"
 #include "loglinear/short_conv.hpp"
@@ -20,7 +21,7 @@ inline bool learns_level_scales(const ModelConfig& config) {
   return find_family(config.family)->log_linear && !config.unit_scales;
 }
 
-// What the model's level policy makes of L * dl, or one everywhere.
+// What the model's level policy makes of L, dl and the queries and keys, or one everywhere.
 template <class T>
 class LevelScales {
  public:
@@ -34,8 +35,9 @@ class LevelScales {
         level_(level),
         ones_(static_cast<std::size_t>(config.num_levels), T{1}) {}
 
-  // dl (N, H * L), rows `stride` apart; not read when the scales are one.
-  ConstTensor forward(const Pass<T>& pass, const T* dl, std::int64_t stride) {
+  // dl (N, H * L), rows `stride` apart; not read when the scales are one. q, k (1, N, G, K), the operator's.
+  ConstTensor forward(const Pass<T>& pass, const T* dl, std::int64_t stride, const ConstTensor& q,
+                      const ConstTensor& k) {
     if (!learned_) return scales_ = ConstTensor(ones_.data(), {1, pass.tokens, heads_, levels_}, {0, 0, 0, 1});
     std::int64_t last = 0;
     positions_ = pass.keep->template take<std::int64_t>(pass.tokens);
@@ -44,9 +46,10 @@ class LevelScales {
       for (std::int64_t t = pass.cu_seqlens[n]; t < pass.cu_seqlens[n + 1]; ++t)
         last = std::max(last, positions_[t] = begin + t - pass.cu_seqlens[n]);
     }
-    shape_ = {policy_, pass.tokens, heads_, levels_, trained_, level_columns(policy_, trained_, last)};
+    shape_ = {policy_, pass.tokens, heads_, levels_, trained_, level_columns(policy_, trained_, last), q.shape[2]};
+    if (policy_ == LevelPolicy::content) match(pass, q, k);
     T* scales = pass.keep->template take<T>(pass.tokens * heads_ * shape_.columns);
-    level_scales_forward(shape_, positions_, dl, stride, level_.value, factor_, scales, pass.threads);
+    level_scales_forward<T>(shape_, positions_, dl, stride, level_.value, matches_, factor_, scales, pass.threads);
     return scales_ = ConstTensor(scales, {1, pass.tokens, heads_, shape_.columns});
   }
 
@@ -56,14 +59,42 @@ class LevelScales {
     return Tensor(pass.scratch->template take<T>(pass.tokens * heads_ * columns), {1, pass.tokens, heads_, columns});
   }
 
-  void backward(const Pass<T>& pass, const T* dl, std::int64_t stride, const Tensor& dscales, T* ddl,
+  // Adds to args.dq and args.dk, which the operator has written.
+  void backward(const Pass<T>& pass, const T* dl, std::int64_t stride, const log_linear::BackwardArgs& args, T* ddl,
                 std::int64_t ddl_stride) const {
     if (!learned_) return;
-    level_scales_backward(shape_, positions_, dl, stride, level_.value, factor_, static_cast<const T*>(dscales.data),
-                          ddl, ddl_stride, level_.grad, pass.threads);
+    const ArenaScope scope(*pass.scratch);
+    const bool content = policy_ == LevelPolicy::content;
+    T* dmatches = content ? pass.scratch->template take<T>(pass.tokens * shape_.groups * shape_.columns) : nullptr;
+    level_scales_backward<T>(shape_, positions_, dl, stride, level_.value, matches_, factor_,
+                             static_cast<const T*>(args.dlevel_scales.data), ddl, ddl_stride, level_.grad, dmatches,
+                             pass.threads);
+    if (!content) return;
+    level_matches_backward<T>(match_shape(pass, args.q), static_cast<const T*>(args.q.data), args.q.stride[1],
+                              static_cast<const T*>(args.k.data), args.k.stride[1], offset_sums(pass), dmatches,
+                              static_cast<T*>(args.dq.data), args.dq.stride[1], static_cast<T*>(args.dk.data),
+                              args.dk.stride[1], pass.threads);
   }
 
  private:
+  MatchShape match_shape(const Pass<T>& pass, const ConstTensor& q) const {
+    return {pass.cu_seqlens, q.shape[2], q.shape[3], shape_.columns};
+  }
+  // Sequences that begin at a position without keys; none when all begin at 0.
+  static std::vector<KeySums<T>> offset_sums(const Pass<T>& pass) {
+    std::vector<KeySums<T>> sums(pass.offsets.size());
+    for (std::size_t n = 0; n < sums.size(); ++n) sums[n].position = pass.offsets[n];
+    return sums;
+  }
+  void match(const Pass<T>& pass, const ConstTensor& q, const ConstTensor& k) {
+    matches_ = pass.keep->template take<T>(pass.tokens * shape_.groups * shape_.columns);
+    const std::vector<KeySums<T>> begun = offset_sums(pass);
+    const std::span<KeySums<T>> state = pass.state ? std::span(&pass.state->key_sums, 1) : std::span<KeySums<T>>();
+    level_matches_forward<T>(match_shape(pass, q), static_cast<const T*>(q.data), q.stride[1],
+                             static_cast<const T*>(k.data), k.stride[1], pass.state ? state : std::span(begun),
+                             matches_, state, pass.threads);
+  }
+
   std::int64_t heads_, levels_, trained_;
   LevelPolicy policy_;
   bool learned_;
@@ -73,6 +104,7 @@ class LevelScales {
   ConstTensor scales_;
   LevelShape shape_;
   std::int64_t* positions_ = nullptr;  // (N)
+  T* matches_ = nullptr;               // (N, G, columns), of content
 };
 
 // The convolution over a slice of the projection, from and to the tail in the state.
@@ -185,6 +217,7 @@ LayerState<T> new_log_linear_state(Rule rule, const ModelConfig& config, std::in
   state.conv_rows = config.conv_width - 1;
   state.conv_channels = conv_channels;
   state.conv.assign(static_cast<std::size_t>(state.conv_rows * conv_channels), T{0});
+  state.content = learns_level_scales(config) && config.level_policy == LevelPolicy::content;
   state.state = State(rule, config.num_heads, config.key_width, config.value_width, dtype_of<T>);
   return state;
 }

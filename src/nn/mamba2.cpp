@@ -22,7 +22,7 @@ std::vector<ParameterSpec> mamba2_parameters(const ModelConfig& c) {
                                    {"D", {H}, Init::ones},
                                    {"norm.weight", {inner}, Init::ones},
                                    {"out_proj.weight", {c.hidden_size, inner}, Init::residual}};
-  if (scales) specs.push_back({"L", {H, c.num_levels}, Init::ones, false, H * c.num_levels});
+  if (scales) specs.push_back({"L", {H, c.num_levels}, level_init(c), false, H * c.num_levels});
   return specs;
 }
 
@@ -60,7 +60,7 @@ class Mamba2 final : public Mixer<T> {
     args.k = keys(xbc_ + k_at_, N);
     args.v = ConstTensor(v_, {1, N, H_, P_});
     args.g = ConstTensor(g_, {1, N, H_});
-    args.level_scales = scales_.forward(pass, z_ + dl_at_, in_proj_.out);
+    args.level_scales = scales_.forward(pass, z_ + dl_at_, in_proj_.out, args.q, args.k);
     args.out = Tensor(y_, {1, N, H_, P_});
     run_log_linear(args, pass);
     skip_forward(N, H_, P_, xbc_, conv_channels_, D_.value, y_, inner_, pass.threads);
@@ -104,7 +104,7 @@ class Mamba2 final : public Mixer<T> {
                           conv_channels_, dz + dt_at_, R, dxbc, conv_channels_, dt_bias_.grad, A_log_.grad,
                           pass.threads);
     skip_backward(N, H_, P_, xbc_, conv_channels_, D_.value, dy, inner_, dxbc, conv_channels_, D_.grad, pass.threads);
-    scales_.backward(pass, z_ + dl_at_, R, args.dlevel_scales, dz + dl_at_, R);
+    scales_.backward(pass, z_ + dl_at_, R, args, dz + dl_at_, R);
     conv_.backward(pass, z_ + conv_at_, R, dxbc, dz + conv_at_, R);
     in_proj_.backward_weight(N, x, dz, pass.threads);
     in_proj_.backward_input(N, dz, dx, pass.threads);

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "loglinear/level_matches.hpp"
 #include "loglinear/state.hpp"
 #include "nn/arena.hpp"
 #include "nn/model.hpp"
@@ -22,6 +23,8 @@ struct LayerState {
   std::vector<T> conv;  // (conv_rows, conv_channels)
   std::int64_t groups = 0;
   State state;
+  bool content = false;  // has key_sums: the level policy asks for them
+  KeySums<T> key_sums;
   // Attention: keys (rotated) and values of the newest tokens, all of them unless there is a window.
   std::int64_t kv_heads = 0, kv_width = 0, window = 0;
   std::vector<T> keys, values;  // (rows, kv_heads * kv_width)

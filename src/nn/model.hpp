@@ -61,7 +61,8 @@ struct ModelConfig {
   bool operator==(const ModelConfig&) const = default;
 };
 
-// "share", "stretch", "routed", in the order of LevelPolicy; and which one a name is. Throws Error (usage) for others.
+// "share", "stretch", "routed", "content", in the order of LevelPolicy; and which one a name is. Throws Error (usage)
+// for others.
 std::vector<std::string> level_policy_names();
 LevelPolicy level_policy(const std::string& name);
 

@@ -23,6 +23,12 @@ enum class Init {
   dt_bias,      // inverse softplus of exp(U(ln 0.001, ln 0.1)), not below 1e-4
 };
 
+// How L begins: as one where it scales dl alone. Under `content` it scales what comes from queries and keys too, which
+// say nothing before they are trained: as zero, so that all states are read alike at first.
+inline Init level_init(const ModelConfig& config) {
+  return config.level_policy == LevelPolicy::content ? Init::zeros : Init::ones;
+}
+
 struct ParameterSpec {
   std::string name;
   std::vector<std::int64_t> shape;

@@ -172,7 +172,8 @@ TEST(Config, RoundTrip) {
     odd.unit_scales = family.starts_with("log_linear");
     configs.push_back(odd);
     odd.unit_scales = false;
-    for (const LevelPolicy policy : {LevelPolicy::share, LevelPolicy::stretch, LevelPolicy::routed}) {
+    for (const LevelPolicy policy :
+         {LevelPolicy::share, LevelPolicy::stretch, LevelPolicy::routed, LevelPolicy::content}) {
       odd.level_policy = policy;
       odd.trained_levels = 2;
       configs.push_back(odd);

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <functional>
 #include <map>
 #include <numeric>
 
@@ -115,8 +116,9 @@ class Definition {
     return y;
   }
 
+  // match(r): q at t . k at r, which the policy content asks for.
   double level_scale(const Vector& dl, const std::string& prefix, std::int64_t head, std::int64_t t, std::int64_t s,
-                     double factor) const {
+                     double factor, const std::function<double(std::int64_t)>& match) const {
     if (c_.unit_scales || !c_.family.starts_with("log_linear")) return 1;
     const auto bits = [](std::int64_t x) {
       std::int64_t n = 0;
@@ -126,7 +128,12 @@ class Definition {
     const std::int64_t at = t + offset_, level = bits(at ^ (s + offset_)), top = bits(at), last = c_.trained_levels - 1;
     const auto z = [&](std::int64_t l) {
       const std::int64_t j = head * c_.num_levels + std::min(l, last);
-      return values(prefix + "L")[j] * dl[j];
+      double matches = 0;
+      for (std::int64_t r = 0; r <= t && c_.level_policy == LevelPolicy::content; ++r)
+        if (bits(at ^ (r + offset_)) == l) matches += match(r);
+      // The block may have begun before the sequence: its size is that of the level.
+      const double tokens = l == 0 ? 1 : std::exp2(static_cast<double>(l - 1));
+      return values(prefix + "L")[j] * (dl[j] + factor * matches / std::sqrt(tokens));
     };
     if (c_.level_policy == LevelPolicy::share) return factor * softplus(z(level));
     if (c_.level_policy == LevelPolicy::stretch) {
@@ -160,7 +167,8 @@ class Definition {
         const Vector q = part(xbc[t], inner + G * N + group * N, N);
         double decay = 0;
         for (std::int64_t s = t; s >= 0; --s) {
-          const double weight = level_scale(dl, prefix, h, t, s, 1) * std::exp(decay) *
+          const auto match = [&](std::int64_t r) { return dot(q, part(xbc[r], inner + group * N, N)); };
+          const double weight = level_scale(dl, prefix, h, t, s, 1, match) * std::exp(decay) *
                                 dot(q, part(xbc[s], inner + group * N, N)) * dt(s, h);
           for (std::int64_t p = 0; p < P; ++p) out[h * P + p] += weight * xbc[s][h * P + p];
           decay -= std::exp(values(prefix + "A_log")[h]) * dt(s, h);
@@ -196,10 +204,11 @@ class Definition {
       for (std::int64_t h = 0; h < H; ++h) {
         Vector out(V), r = unit(q, t, h);  // r: q carried back through the transitions
         for (double& e : r) e *= scale;
+        const auto match = [&, query = r](std::int64_t at) { return dot(query, unit(k, at, h)); };
         for (std::int64_t s = t; s >= 0; --s) {
           const Vector ks = unit(k, s, h);
           const double beta = sigmoid(b[s][h]), along = dot(r, ks);
-          const double weight = level_scale(dl[t], prefix, h, t, s, 1 / scale) * along * beta;
+          const double weight = level_scale(dl[t], prefix, h, t, s, 1 / scale, match) * along * beta;
           for (std::int64_t j = 0; j < V; ++j) out[j] += weight * v[s][h * V + j];
           const double decay =
               std::exp(-std::exp(values(prefix + "A_log")[h]) * softplus(a[s][h] + values(prefix + "dt_bias")[h]));

@@ -67,6 +67,8 @@ inline std::vector<TestModel> test_models() {
     models.push_back({c.family + "_stretch", c});
     c.level_policy = LevelPolicy::routed;
     models.push_back({c.family + "_routed", c});
+    c.level_policy = LevelPolicy::content;
+    models.push_back({c.family + "_content", c});
     c.level_policy = LevelPolicy::share;
     c.trained_levels = 0;
     c.unit_scales = true;

@@ -40,6 +40,8 @@ void check(const char* where, const LevelShape& s, const std::int64_t* positions
     return;
   }
   if (s.columns < 1 || s.columns > 64) fail(where, "columns: got {}, need 1 to 64", s.columns);
+  if (s.policy == LevelPolicy::content && (s.groups < 1 || s.heads % s.groups != 0))
+    fail(where, "groups: got {}, need a divisor of the {} heads", s.groups, s.heads);
   check_array(where, "positions", s.rows, positions);
   for (std::int64_t n = 0; n < s.rows; ++n) {
     if (positions[n] < 0 || positions[n] > kLastPosition)
@@ -56,24 +58,33 @@ void products(const LevelShape& s, const T* level, const T* dl, T* z) {
     vec::scaled_product(s.learned, T(1), level + h * s.levels, dl + h * s.levels, z + h * s.learned);
 }
 
-// The softmax of one head of a token times the number of its levels, into p (columns).
+// The softmax of one head of a token times the number of its levels, into p (columns); z (columns) of its levels.
 template <class T>
 void route(const LevelShape& s, std::int64_t position, const T* z, T* p) {
   const int m = top_level(position);
   T largest = z[0];
   for (std::int64_t l = 1; l <= m; ++l)
-    if (live(position, l)) largest = std::max(largest, z[std::min(l, s.learned - 1)]);
+    if (live(position, l)) largest = std::max(largest, z[l]);
   T sum = 0;
   std::int64_t count = 0;
   for (std::int64_t l = 0; l < s.columns; ++l) {
     p[l] = 0;
     if (l > m || !live(position, l)) continue;
-    p[l] = std::exp(z[std::min(l, s.learned - 1)] - largest);
+    p[l] = std::exp(z[l] - largest);
     sum += p[l];
     ++count;
   }
   const T scale = static_cast<T>(count) / sum;
   for (std::int64_t l = 0; l <= m; ++l) p[l] *= scale;
+}
+
+// What routed and content take the softmax of, for one head of a token: z (columns); matches null for routed.
+template <class T>
+void logits(const LevelShape& s, const T* level, const T* dl, const T* matches, T factor, T* z) {
+  for (std::int64_t l = 0; l < s.columns; ++l) {
+    const std::int64_t j = std::min(l, s.learned - 1);
+    z[l] = matches ? level[j] * (dl[j] + factor * matches[l]) : level[j] * dl[j];
+  }
 }
 
 }  // namespace
@@ -87,25 +98,32 @@ std::int64_t level_columns(LevelPolicy policy, std::int64_t learned, std::int64_
 
 template <class T>
 void level_scales_forward(const LevelShape& s, const std::int64_t* positions, const T* dl, std::int64_t dl_stride,
-                          const T* level, T factor, T* level_scales, int threads) {
+                          const T* level, const T* matches, T factor, T* level_scales, int threads) {
   const TimedOperator timed("level_scales");
   constexpr const char* where = "level_scales.forward";
   check(where, s, positions);
   check_rows(where, "dl", s.rows, s.heads * s.levels, dl, dl_stride);
   check_rows(where, "level_scales", s.rows, s.heads * s.columns, level_scales, s.heads * s.columns);
   if (s.rows > 0) check_array(where, "level", s.heads * s.levels, level);
+  const bool content = s.policy == LevelPolicy::content;
+  if (content) check_array(where, "matches", s.rows, matches);
   const std::int64_t n = s.learned, width = s.heads * n;
   for_row_blocks(s.rows, s.heads * (n + s.columns), threads, [&](std::int64_t begin, std::int64_t end) {
-    std::vector<T> scratch(static_cast<std::size_t>(width));
+    std::vector<T> scratch(static_cast<std::size_t>(std::max(width, s.columns)));
     for (std::int64_t row = begin; row < end; ++row) {
+      const T* in = dl + row * dl_stride;
       T* to = level_scales + row * s.heads * s.columns;
-      T* z = s.policy == LevelPolicy::share ? to : scratch.data();
-      products(s, level, dl + row * dl_stride, z);
-      if (s.policy == LevelPolicy::routed) {
-        for (std::int64_t h = 0; h < s.heads; ++h) route(s, positions[row], z + h * n, to + h * s.columns);
+      if (content || s.policy == LevelPolicy::routed) {
+        for (std::int64_t h = 0; h < s.heads; ++h) {
+          const T* match = content ? matches + (row * s.groups + h * s.groups / s.heads) * s.columns : nullptr;
+          logits(s, level + h * s.levels, in + h * s.levels, match, factor, scratch.data());
+          route(s, positions[row], scratch.data(), to + h * s.columns);
+        }
         vec::scale(s.heads * s.columns, factor, to, to);
         continue;
       }
+      T* z = s.policy == LevelPolicy::share ? to : scratch.data();
+      products(s, level, in, z);
       vec::softplus(width, z, z);
       vec::scale(width, factor, z, z);
       if (s.policy == LevelPolicy::share) continue;
@@ -126,8 +144,8 @@ void level_scales_forward(const LevelShape& s, const std::int64_t* positions, co
 
 template <class T>
 void level_scales_backward(const LevelShape& s, const std::int64_t* positions, const T* dl, std::int64_t dl_stride,
-                           const T* level, T factor, const T* dlevel_scales, T* ddl, std::int64_t ddl_stride, T* dlevel,
-                           int threads) {
+                           const T* level, const T* matches, T factor, const T* dlevel_scales, T* ddl,
+                           std::int64_t ddl_stride, T* dlevel, T* dmatches, int threads) {
   const TimedOperator timed("level_scales");
   constexpr const char* where = "level_scales.backward";
   check(where, s, positions);
@@ -138,40 +156,58 @@ void level_scales_backward(const LevelShape& s, const std::int64_t* positions, c
     check_array(where, "level", s.heads * s.levels, level);
     check_array(where, "dlevel", s.heads * s.levels, dlevel);
   }
+  const bool content = s.policy == LevelPolicy::content;
+  if (content) {
+    check_array(where, "matches", s.rows, matches);
+    check_array(where, "dmatches", s.rows, dmatches);
+  }
   const std::int64_t n = s.learned, width = s.heads * n;
   add_row_sums(s.rows, s.heads * s.levels, dlevel, threads, [&](std::int64_t begin, std::int64_t end, T* part_sums) {
-    std::vector<T> scratch(static_cast<std::size_t>(2 * width + s.columns));
-    T *z = scratch.data(), *dz = z + width, *p = dz + width;  // dz: first the gradient of softplus(z)
+    std::vector<T> scratch(static_cast<std::size_t>(2 * width + 2 * s.columns));
+    T *z = scratch.data(), *dz = z + width;   // dz: first the gradient of softplus(z)
+    T *zl = dz + width, *p = zl + s.columns;  // of the softmax
     for (std::int64_t row = begin; row < end; ++row) {
       const T* in = dl + row * dl_stride;
       const T* from = dlevel_scales + row * s.heads * s.columns;
+      T* out = ddl + row * ddl_stride;
+      if (content || s.policy == LevelPolicy::routed) {
+        if (content) std::fill_n(dmatches + row * s.groups * s.columns, s.groups * s.columns, T(0));
+        for (std::int64_t h = 0; h < s.heads; ++h) {
+          const std::int64_t at = h * s.levels, match_at = (row * s.groups + h * s.groups / s.heads) * s.columns;
+          const T *d = from + h * s.columns, *match = content ? matches + match_at : nullptr;
+          logits(s, level + at, in + at, match, factor, zl);
+          route(s, positions[row], zl, p);
+          T count = 0, sum = 0;
+          const int m = top_level(positions[row]);
+          for (std::int64_t l = 0; l <= m; ++l)
+            if (live(positions[row], l)) count += 1, sum += p[l] * d[l];
+          std::fill(out + at, out + at + s.levels, T(0));
+          for (std::int64_t l = 0; l <= m; ++l) {
+            if (!live(positions[row], l)) continue;
+            const std::int64_t j = std::min(l, n - 1);
+            const T dzl = factor * p[l] * (d[l] - sum / count);
+            part_sums[at + j] += dzl * (match ? in[at + j] + factor * match[l] : in[at + j]);
+            out[at + j] += dzl * level[at + j];
+            if (match) dmatches[match_at + l] += factor * dzl * level[at + j];
+          }
+        }
+        continue;
+      }
       products(s, level, in, z);
       if (s.policy == LevelPolicy::share) {
         vec::softplus_backward(width, z, from, dz);
       } else {
         std::fill(dz, dz + width, T(0));
         const int m = top_level(positions[row]);
-        for (std::int64_t h = 0; h < s.heads; ++h) {
-          const T* d = from + h * s.columns;
-          T* to = dz + h * n;
-          if (s.policy == LevelPolicy::stretch) {
-            for (std::int64_t l = 0; l <= m; ++l) {
-              const auto [at, part] = place(l, m, n);
-              to[at] += static_cast<T>(1 - part) * d[l];
-              if (part > 0) to[at + 1] += static_cast<T>(part) * d[l];
-            }
-            continue;
+        for (std::int64_t h = 0; h < s.heads; ++h)
+          for (std::int64_t l = 0; l <= m; ++l) {
+            const auto [at, part] = place(l, m, n);
+            const T d = from[h * s.columns + l];
+            dz[h * n + at] += static_cast<T>(1 - part) * d;
+            if (part > 0) dz[h * n + at + 1] += static_cast<T>(part) * d;
           }
-          route(s, positions[row], z + h * n, p);
-          T count = 0, sum = 0;
-          for (std::int64_t l = 0; l <= m; ++l)
-            if (live(positions[row], l)) count += 1, sum += p[l] * d[l];
-          for (std::int64_t l = 0; l <= m; ++l)
-            if (live(positions[row], l)) to[std::min(l, n - 1)] += p[l] * (d[l] - sum / count);
-        }
-        if (s.policy == LevelPolicy::stretch) vec::softplus_backward(width, z, dz, dz);
+        vec::softplus_backward(width, z, dz, dz);
       }
-      T* out = ddl + row * ddl_stride;
       for (std::int64_t h = 0; h < s.heads; ++h) {
         const std::int64_t at = h * s.levels;
         vec::add_product(n, factor, dz + h * n, in + at, part_sums + at);
@@ -182,11 +218,11 @@ void level_scales_backward(const LevelShape& s, const std::int64_t* positions, c
   });
 }
 
-#define LOGLINEAR_LEVEL_SCALES(T)                                                                                     \
-  template void level_scales_forward(const LevelShape&, const std::int64_t*, const T*, std::int64_t, const T*, T, T*, \
-                                     int);                                                                            \
-  template void level_scales_backward(const LevelShape&, const std::int64_t*, const T*, std::int64_t, const T*, T,    \
-                                      const T*, T*, std::int64_t, T*, int);
+#define LOGLINEAR_LEVEL_SCALES(T)                                                                               \
+  template void level_scales_forward(const LevelShape&, const std::int64_t*, const T*, std::int64_t, const T*,  \
+                                     const T*, T, T*, int);                                                     \
+  template void level_scales_backward(const LevelShape&, const std::int64_t*, const T*, std::int64_t, const T*, \
+                                      const T*, T, const T*, T*, std::int64_t, T*, T*, int);
 LOGLINEAR_LEVEL_SCALES(float)
 LOGLINEAR_LEVEL_SCALES(double)
 #undef LOGLINEAR_LEVEL_SCALES

@@ -1,0 +1,185 @@
+#include "loglinear/level_matches.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+#include "base/op_timer.hpp"
+#include "base/rows.hpp"
+#include "base/vector_math.hpp"
+
+namespace loglinear {
+namespace {
+
+constexpr std::int64_t kLastPosition = std::int64_t{1} << 62;
+
+int bits(std::int64_t position) { return std::bit_width(static_cast<std::uint64_t>(position)); }
+
+// The bit that the token at `position` sets, and with it the blocks that become one: those of all lower bits.
+int carry(std::int64_t position) { return std::countr_one(static_cast<std::uint64_t>(position)); }
+
+// 1 / sqrt(tokens of a block of bit b)
+template <class T>
+T weight(int b) {
+  return std::ldexp(b % 2 == 0 ? T(1) : T(0.70710678118654752440), -(b / 2));
+}
+
+template <class T>
+void check(const char* where, const MatchShape& s, const T* q, std::int64_t q_stride, const T* k, std::int64_t k_stride,
+           std::span<const KeySums<T>> initial) {
+  const std::int64_t N = check_cu_seqlens(where, s.cu_seqlens), width = check_sizes(where, {s.groups, s.key_width});
+  check_sizes(where, {N, s.groups, s.key_width});
+  if (s.columns < 1 || s.columns > 64) fail(where, "columns: got {}, need 1 to 64", s.columns);
+  check_sizes(where, {N, s.groups, s.columns});
+  check_rows(where, "q", N, width, q, q_stride);
+  check_rows(where, "k", N, width, k, k_stride);
+  const std::size_t sequences = s.cu_seqlens.size() - 1;
+  if (!initial.empty() && initial.size() != sequences)
+    fail(where, "initial: got {}, there are {} sequences", initial.size(), sequences);
+  for (std::size_t n = 0; n < sequences; ++n) {
+    const std::int64_t begin = initial.empty() ? 0 : initial[n].position, T_n = s.cu_seqlens[n + 1] - s.cu_seqlens[n];
+    if (begin < 0 || begin > kLastPosition - T_n) fail(where, "position: got {}, need 0 to 2^62", begin);
+    if (!initial.empty() && !initial[n].sums.empty() &&
+        initial[n].sums.size() != static_cast<std::size_t>(bits(begin) * width))
+      fail(where, "initial: got {} numbers, position {} has {}", initial[n].sums.size(), begin, bits(begin) * width);
+    if (T_n > 0 && bits(begin + T_n - 1) >= s.columns)
+      fail(where, "columns: got {}, position {} has more levels", s.columns, begin + T_n - 1);
+  }
+}
+
+// One sequence of one group.
+template <class T>
+struct Stream {
+  std::int64_t begin, end;  // rows
+  std::int64_t position;    // of the first
+  std::int64_t group, K;    // K: key width
+  std::vector<T> sums;      // (columns, K)
+
+  Stream(const MatchShape& s, std::span<const KeySums<T>> initial, std::int64_t index)
+      : begin(s.cu_seqlens[index / s.groups]),
+        end(s.cu_seqlens[index / s.groups + 1]),
+        position(0),
+        group(index % s.groups),
+        K(s.key_width),
+        sums(static_cast<std::size_t>(s.columns * K)) {
+    if (initial.empty()) return;
+    const KeySums<T>& from = initial[index / s.groups];
+    position = from.position;
+    if (from.sums.empty()) return;
+    for (int b = 0; b < bits(position); ++b)
+      std::copy_n(from.sums.data() + (b * s.groups + group) * K, K, sums.data() + b * K);
+  }
+
+  // Calls body(bit, sum of that bit) for the blocks of a token at `at`.
+  template <class Body>
+  void for_blocks(std::int64_t at, const Body& body) {
+    for (std::uint64_t rest = static_cast<std::uint64_t>(at); rest != 0; rest &= rest - 1) {
+      const int b = std::countr_zero(rest);
+      body(b, sums.data() + b * K);
+    }
+  }
+
+  // The key of the token at `at` joins: the sums of equal blocks are added in pairs, as a binary counter carries.
+  void append(std::int64_t at, const T* key) {
+    const int to = carry(at);
+    T* sum = sums.data() + to * K;
+    std::copy_n(key, K, sum);
+    for (int b = 0; b < to; ++b) {
+      vec::add_scaled(K, T(1), sums.data() + b * K, sum);
+      std::fill_n(sums.data() + b * K, K, T(0));
+    }
+  }
+};
+
+}  // namespace
+
+template <class T>
+void level_matches_forward(const MatchShape& s, const T* q, std::int64_t q_stride, const T* k, std::int64_t k_stride,
+                           std::span<const KeySums<T>> initial, T* matches, std::span<KeySums<T>> final, int threads) {
+  const TimedOperator timed("level_matches");
+  constexpr const char* where = "level_matches.forward";
+  check(where, s, q, q_stride, k, k_stride, initial);
+  const auto sequences = static_cast<std::int64_t>(s.cu_seqlens.size()) - 1;
+  check_rows(where, "matches", s.cu_seqlens.back(), s.groups * s.columns, matches, s.groups * s.columns);
+  if (!final.empty() && static_cast<std::int64_t>(final.size()) != sequences)
+    fail(where, "final: got {}, there are {} sequences", final.size(), sequences);
+  // final may be initial, which every group of a sequence reads: written when all have.
+  std::vector<std::vector<T>> last(final.size());
+  for (std::size_t n = 0; n < final.size(); ++n) {
+    const std::int64_t position = (initial.empty() ? 0 : initial[n].position) + s.cu_seqlens[n + 1] - s.cu_seqlens[n];
+    last[n].resize(static_cast<std::size_t>(bits(position) * s.groups * s.key_width));
+  }
+  parallel_for(sequences * s.groups, threads, [&](std::int64_t index) {
+    Stream<T> stream(s, initial, index);
+    const std::int64_t K = stream.K, G = s.groups, g = stream.group;
+    std::int64_t at = stream.position;
+    for (std::int64_t row = stream.begin; row < stream.end; ++row, ++at) {
+      const T *query = q + row * q_stride + g * K, *key = k + row * k_stride + g * K;
+      T* to = matches + (row * G + g) * s.columns;
+      std::fill_n(to, s.columns, T(0));
+      to[0] = vec::dot(K, query, key);
+      stream.for_blocks(at, [&](int b, const T* sum) { to[b + 1] = weight<T>(b) * vec::dot(K, query, sum); });
+      stream.append(at, key);
+    }
+    if (final.empty()) return;
+    std::vector<T>& to = last[static_cast<std::size_t>(index / G)];
+    for (int b = 0; b < bits(at); ++b) std::copy_n(stream.sums.data() + b * K, K, to.data() + (b * G + g) * K);
+  });
+  for (std::size_t n = 0; n < final.size(); ++n) {
+    const std::int64_t begin = initial.empty() ? 0 : initial[n].position;
+    final[n].position = begin + s.cu_seqlens[n + 1] - s.cu_seqlens[n];
+    final[n].sums = std::move(last[n]);
+  }
+}
+
+template <class T>
+void level_matches_backward(const MatchShape& s, const T* q, std::int64_t q_stride, const T* k, std::int64_t k_stride,
+                            std::span<const KeySums<T>> initial, const T* dmatches, T* dq, std::int64_t dq_stride,
+                            T* dk, std::int64_t dk_stride, int threads) {
+  const TimedOperator timed("level_matches");
+  constexpr const char* where = "level_matches.backward";
+  check(where, s, q, q_stride, k, k_stride, initial);
+  const std::int64_t N = s.cu_seqlens.back(), sequences = static_cast<std::int64_t>(s.cu_seqlens.size()) - 1;
+  check_rows(where, "dmatches", N, s.groups * s.columns, dmatches, s.groups * s.columns);
+  check_rows(where, "dq", N, s.groups * s.key_width, dq, dq_stride);
+  check_rows(where, "dk", N, s.groups * s.key_width, dk, dk_stride);
+  parallel_for(sequences * s.groups, threads, [&](std::int64_t index) {
+    Stream<T> stream(s, initial, index);
+    const std::int64_t K = stream.K, G = s.groups, g = stream.group;
+    const auto gradient = [&](std::int64_t row) { return dmatches + (row * G + g) * s.columns; };
+    // Forwards for dq, with the sums as forward had them.
+    std::int64_t at = stream.position;
+    for (std::int64_t row = stream.begin; row < stream.end; ++row, ++at) {
+      const T *d = gradient(row), *key = k + row * k_stride + g * K;
+      T* to = dq + row * dq_stride + g * K;
+      vec::add_scaled(K, d[0], key, to);
+      stream.for_blocks(at, [&](int b, const T* sum) { vec::add_scaled(K, weight<T>(b) * d[b + 1], sum, to); });
+      stream.append(at, key);
+    }
+    // Backwards for dk: the sums now hold the gradients of the sums. A block's gradient is that of the blocks it was
+    // made of, and, when it was a single token, of its key.
+    std::fill(stream.sums.begin(), stream.sums.end(), T(0));
+    for (std::int64_t row = stream.end - 1; row >= stream.begin; --row) {
+      --at;
+      const T *d = gradient(row), *query = q + row * q_stride + g * K;
+      T *to = dk + row * dk_stride + g * K, *merged = stream.sums.data() + carry(at) * K;
+      vec::add_scaled(K, T(1), merged, to);
+      vec::add_scaled(K, d[0], query, to);
+      for (int b = 0; b < carry(at); ++b) std::copy_n(merged, K, stream.sums.data() + b * K);
+      std::fill_n(merged, K, T(0));
+      stream.for_blocks(at, [&](int b, T* sum) { vec::add_scaled(K, weight<T>(b) * d[b + 1], query, sum); });
+    }
+  });
+}
+
+#define LOGLINEAR_LEVEL_MATCHES(T)                                                                                \
+  template void level_matches_forward(const MatchShape&, const T*, std::int64_t, const T*, std::int64_t,          \
+                                      std::span<const KeySums<T>>, T*, std::span<KeySums<T>>, int);               \
+  template void level_matches_backward(const MatchShape&, const T*, std::int64_t, const T*, std::int64_t,         \
+                                       std::span<const KeySums<T>>, const T*, T*, std::int64_t, T*, std::int64_t, \
+                                       int);
+LOGLINEAR_LEVEL_MATCHES(float)
+LOGLINEAR_LEVEL_MATCHES(double)
+#undef LOGLINEAR_LEVEL_MATCHES
+
+}  // namespace loglinear
