@@ -19,7 +19,7 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-constexpr const char* kWhere = "recipe";
+constexpr const char* kRecipeFile = "recipe";
 constexpr std::size_t kMostTrainings = 100000;
 // What a recipe decides for its trainings.
 constexpr const char* kNotSettings[] = {"out", "resume", "quiet", "seed", "threads"};
@@ -31,10 +31,10 @@ std::string dashes(std::string name) {
 
 // The object with - in place of _ in its keys.
 json dashed(const json& object, const std::string& source) {
-  if (!object.is_object()) fail_usage(kWhere, "{}: a table of settings is needed", source);
+  if (!object.is_object()) fail_usage(kRecipeFile, "{}: a table of settings is needed", source);
   json result = json::object();
   for (const auto& [key, value] : object.items()) {
-    if (result.contains(dashes(key))) fail_usage(kWhere, "{}: {} is given twice", source, dashes(key));
+    if (result.contains(dashes(key))) fail_usage(kRecipeFile, "{}: {} is given twice", source, dashes(key));
     result[dashes(key)] = value;
   }
   return result;
@@ -100,7 +100,7 @@ class Planner {
 void Planner::read_sets() {
   for (const std::string& text : options_.set) {
     const std::size_t at = text.find('=');
-    if (at == std::string::npos || at == 0) fail_usage(kWhere, "--set {}: need SETTING=VALUE", text);
+    if (at == std::string::npos || at == 0) fail_usage(kRecipeFile, "--set {}: need SETTING=VALUE", text);
     const std::string key = dashes(text.substr(0, at)), value = text.substr(at + 1);
     json parsed = json::parse(value, nullptr, false);
     sets_[key] = parsed.is_discarded() ? json(value) : parsed;
@@ -114,14 +114,14 @@ void Planner::read_cases(io::ConfigReader& reader) {
     cases_.emplace_back("", json::object());
     return;
   }
-  if (!list->is_array() || list->empty()) fail_usage(kWhere, "{}: case: need tables [[case]]", source_);
+  if (!list->is_array() || list->empty()) fail_usage(kRecipeFile, "{}: case: need tables [[case]]", source_);
   std::set<std::string> names;
   for (const json& each : *list) {
     json settings = dashed(each, source_ + ": case");
     std::string name;
     io::ConfigReader(settings, source_ + ": case").text("name", name);
-    if (name.empty()) fail_usage(kWhere, "{}: case {}: has no name", source_, cases_.size() + 1);
-    if (!names.insert(name).second) fail_usage(kWhere, "{}: there are two cases {}", source_, name);
+    if (name.empty()) fail_usage(kRecipeFile, "{}: case {}: has no name", source_, cases_.size() + 1);
+    if (!names.insert(name).second) fail_usage(kRecipeFile, "{}: there are two cases {}", source_, name);
     settings.erase("name");
     cases_.emplace_back(name, std::move(settings));
   }
@@ -135,11 +135,11 @@ void Planner::read_sweep(io::ConfigReader& reader) {
     // A list in --set is a sweep of its own.
     const json values = sets_.contains(key) ? list_of(sets_[key]) : given;
     if (!values.is_array() || values.empty())
-      fail_usage(kWhere, "{}: sweep: {}: a list of values is needed", source_, key);
+      fail_usage(kRecipeFile, "{}: sweep: {}: a list of values is needed", source_, key);
     for (std::size_t i = 0; i < values.size(); ++i)
       if (std::find(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(i), values[i]) !=
           values.begin() + static_cast<std::ptrdiff_t>(i))
-        fail_usage(kWhere, "{}: sweep: {}: {} is there twice", source_, key, values[i].dump());
+        fail_usage(kRecipeFile, "{}: sweep: {}: {} is there twice", source_, key, values[i].dump());
     sweep_.emplace_back(key, values);
     sets_.erase(key);
   }
@@ -156,10 +156,10 @@ std::vector<std::int64_t> Planner::lengths(io::ConfigReader& reader) {
   if (!value) return {0};
   std::vector<std::int64_t> result;
   for (const double x : given) {
-    if (x != std::floor(x)) fail_usage(kWhere, "{}: score: length: got {}, need whole numbers", source_, x);
+    if (x != std::floor(x)) fail_usage(kRecipeFile, "{}: score: length: got {}, need whole numbers", source_, x);
     result.push_back(static_cast<std::int64_t>(x));
   }
-  if (result.empty()) fail_usage(kWhere, "{}: score: length: got no value", source_);
+  if (result.empty()) fail_usage(kRecipeFile, "{}: score: length: got no value", source_);
   return result;
 }
 
@@ -169,7 +169,7 @@ void Planner::read_task(io::ConfigReader& reader, const std::string& label, json
   if (!name.empty() && !find_task(name)) {
     std::vector<std::string> known;
     for (const TaskInfo& info : task_list()) known.emplace_back(info.name);
-    fail_usage(kWhere, "{}: score: there is no task {}, only {}", source_, name, fmt::join(known, ", "));
+    fail_usage(kRecipeFile, "{}: score: there is no task {}, only {}", source_, name, fmt::join(known, ", "));
   }
   std::int64_t examples = 256;
   reader.integer("examples", examples, 1, 1 << 24);
@@ -181,7 +181,7 @@ void Planner::read_task(io::ConfigReader& reader, const std::string& label, json
   for_each_task_setting(settings, [&](const char* key, const auto&, const auto&...) {
     const json* value = reader.find(key);
     if (!value) return;
-    if (value->is_array() && value->empty()) fail_usage(kWhere, "{}: score: {}: got no value", source_, key);
+    if (value->is_array() && value->empty()) fail_usage(kRecipeFile, "{}: score: {}: got no value", source_, key);
     lists.emplace_back(key, list_of(*value));
   });
   for_each_choice(lists, [&](const json& chosen) {
@@ -208,7 +208,7 @@ void Planner::read_text(io::ConfigReader& reader, const std::string& label, json
     const auto begin = static_cast<std::int64_t>(x);
     const bool power = (begin & (begin - 1)) == 0;
     if (x != static_cast<double>(begin) || !power || (!positions.empty() && begin <= positions.back()))
-      fail_usage(kWhere, "{}: score: positions: need 0 or powers of two, ascending", source_);
+      fail_usage(kRecipeFile, "{}: score: positions: need 0 or powers of two, ascending", source_);
     positions.push_back(begin);
   }
   definition["bytes"] = bytes, definition["positions"] = positions;
@@ -240,7 +240,7 @@ void Planner::read_cost(io::ConfigReader& reader, const std::string& label, json
   reader.texts("columns", columns);
   for (const std::string& column : columns)
     if (std::find(known.begin(), known.end(), column) == known.end())
-      fail_usage(kWhere, "{}: score: columns: there is no {}, only {}", source_, column, fmt::join(known, ", "));
+      fail_usage(kRecipeFile, "{}: score: columns: there is no {}, only {}", source_, column, fmt::join(known, ", "));
   definition["seconds"] = seconds, definition["threads"] = threads;
   for (const std::int64_t length : all) {
     if (length != all.front()) std::erase(columns, "parameters");  // once is enough
@@ -261,12 +261,13 @@ void Planner::read_cost(io::ConfigReader& reader, const std::string& label, json
 void Planner::read_scores(io::ConfigReader& reader) {
   const json* list = reader.find("score");
   if (!list || !list->is_array() || list->empty())
-    fail_usage(kWhere, "{}: score: need tables [[score]] that say what is measured", source_);
+    fail_usage(kRecipeFile, "{}: score: need tables [[score]] that say what is measured", source_);
   for (const json& each : *list) {
     io::ConfigReader score(dashed(each, source_ + ": score"), source_ + ": score");
     static const std::vector<std::string> kinds = {"task", "text", "cost"};
     std::string kind, label;
-    if (!score.choice("kind", kind, kinds)) fail_usage(kWhere, "{}: score: kind: need task, text or cost", source_);
+    if (!score.choice("kind", kind, kinds))
+      fail_usage(kRecipeFile, "{}: score: kind: need task, text or cost", source_);
     score.text("label", label);
     json definition{{"kind", kind}};
     if (const json* model = score.find("model")) {
@@ -287,7 +288,7 @@ void Planner::read_scores(io::ConfigReader& reader) {
     for (std::size_t j = 0; j < i; ++j)
       if (recipe_.measurements[i].columns == recipe_.measurements[j].columns ||
           recipe_.measurements[i].definition == recipe_.measurements[j].definition)
-        fail_usage(kWhere, "{}: two scores are called \"{}\": give one a label", source_,
+        fail_usage(kRecipeFile, "{}: two scores are called \"{}\": give one a label", source_,
                    recipe_.measurements[i].columns.front().label);
 }
 
@@ -320,13 +321,13 @@ void Planner::add_trainings() {
       recipe_.rows.push_back(std::move(row));
     });
   if (recipe_.rows.size() * static_cast<std::size_t>(recipe_.seeds) > kMostTrainings)
-    fail_usage(kWhere, "{}: {} models with {} seeds each are more than {} trainings", source_, recipe_.rows.size(),
+    fail_usage(kRecipeFile, "{}: {} models with {} seeds each are more than {} trainings", source_, recipe_.rows.size(),
                recipe_.seeds, kMostTrainings);
   std::optional<std::regex> only;
   try {
     if (!options_.only.empty()) only.emplace(options_.only);
   } catch (const std::regex_error&) {
-    fail_usage(kWhere, "--only {}: is no regular expression", options_.only);
+    fail_usage(kRecipeFile, "--only {}: is no regular expression", options_.only);
   }
   std::set<std::string> names;
   std::vector<bool> used(recipe_.rows.size(), false);
@@ -345,7 +346,7 @@ void Planner::add_trainings() {
       training.name = fmt::format("{}-{}", file_name(name.empty() ? "training" : name), seed);
       training.row = r;
       if (!names.insert(training.name).second)
-        fail_usage(kWhere, "{}: two trainings would be called {}: give their cases other names", source_,
+        fail_usage(kRecipeFile, "{}: two trainings would be called {}: give their cases other names", source_,
                    training.name);
       if (only && !std::regex_search(training.name, *only)) continue;
       used[r] = true;
@@ -366,11 +367,11 @@ void Planner::add_trainings() {
       } catch (const Error& error) {
         const std::string text = error.what();
         if (text.starts_with("[recipe] ") || text.starts_with("[config] ")) throw;  // these name the place in the file
-        fail_usage(kWhere, "{}: {}: {}", source_, training.name, text.substr(text.find("] ") + 2));
+        fail_usage(kRecipeFile, "{}: {}: {}", source_, training.name, text.substr(text.find("] ") + 2));
       }
       recipe_.trainings.push_back(std::move(training));
     }
-  if (recipe_.trainings.empty()) fail_usage(kWhere, "--only {}: no training has such a name", options_.only);
+  if (recipe_.trainings.empty()) fail_usage(kRecipeFile, "--only {}: no training has such a name", options_.only);
   // Rows that --only leaves nothing of.
   std::vector<std::size_t> place(recipe_.rows.size());
   std::vector<RecipeRow> rows;
@@ -389,23 +390,23 @@ void Planner::check_measurements(const RecipeTraining& training) const {
     const std::string& label = m.columns.front().label;
     const LoadOptions load = load_options(m.definition.value("model", json::object()), source_ + ": score: model");
     if (load.as_log_linear && config.family != "mamba2" && config.family != "gated_deltanet")
-      fail_usage(kWhere,
+      fail_usage(kRecipeFile,
                  "{}: score \"{}\": as-log-linear: {} is a {} model; only mamba2 and gated_deltanet can be read so",
                  source_, label, training.name, config.family);
     if (m.kind == Measurement::Kind::task) {
       const TaskSettings task = task_to_score(training.settings, m.definition, source_ + ": score");
       if (task.vocab > vocab)
-        fail_usage(kWhere, "{}: score \"{}\": {} has a vocabulary of {}, the model {} one of {}", source_, label,
+        fail_usage(kRecipeFile, "{}: score \"{}\": {} has a vocabulary of {}, the model {} one of {}", source_, label,
                    task.name, task.vocab, training.name, vocab);
       if (find_task(task.name)->needs_text && training.settings.data.empty())
-        fail_usage(kWhere, "{}: score \"{}\": {} is made from text: give --data", source_, label, task.name);
+        fail_usage(kRecipeFile, "{}: score \"{}\": {} is made from text: give --data", source_, label, task.name);
     }
     if (m.kind == Measurement::Kind::text) {
       if (vocab != 256)
-        fail_usage(kWhere, "{}: score \"{}\": {} has a vocabulary of {}, text has one of 256", source_, label,
+        fail_usage(kRecipeFile, "{}: score \"{}\": {} has a vocabulary of {}, text has one of 256", source_, label,
                    training.name, vocab);
       if (!m.definition.contains("data") && training.settings.data.empty() && training.settings.val_data.empty())
-        fail_usage(kWhere, "{}: score \"{}\": there is no text to score: give --data", source_, label);
+        fail_usage(kRecipeFile, "{}: score \"{}\": there is no text to score: give --data", source_, label);
     }
   }
 }
@@ -437,9 +438,9 @@ Recipe Planner::run() {
   for (const json* settings : all)
     for (const char* name : kNotSettings)
       if (settings->contains(name))
-        fail_usage(kWhere, "{}: {} is not a setting of a recipe: it gives each training its own", source_, name);
+        fail_usage(kRecipeFile, "{}: {} is not a setting of a recipe: it gives each training its own", source_, name);
   if (!recipe_.columns.empty() && !swept.contains(recipe_.columns) && !(recipe_.columns == "case" && recipe_.has_cases))
-    fail_usage(kWhere, "{}: columns: {} is no setting of [sweep]{}", source_, recipe_.columns,
+    fail_usage(kRecipeFile, "{}: columns: {} is no setting of [sweep]{}", source_, recipe_.columns,
                recipe_.columns == "case" ? ", and there are no cases" : ", nor \"case\"");
   add_trainings();
   return std::move(recipe_);

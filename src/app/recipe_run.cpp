@@ -30,8 +30,8 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-constexpr const char* kWhere = "recipe";
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+constexpr const char* kRecipe = "recipe";
+constexpr double kNotMeasured = std::numeric_limits<double>::quiet_NaN();
 
 // In a file, NaN is "nan", and what does not exist null.
 json to_json(const RecipeValue& value) {
@@ -41,7 +41,7 @@ json to_json(const RecipeValue& value) {
 
 RecipeValue value_from(const json& value) {
   if (value.is_null()) return std::nullopt;
-  return value.is_string() ? kNaN : value.get<double>();
+  return value.is_string() ? kNotMeasured : value.get<double>();
 }
 
 class Runner {
@@ -129,11 +129,11 @@ bool Runner::read_result(std::size_t i) {
         }
     }
   } catch (const json::exception&) {
-    fail(kWhere, "{}: is not one of this program", path.string());
+    fail(kRecipe, "{}: is not one of this program", path.string());
   }
   for (const auto& [key, value] : now.items())
     if (!then.contains(key) || then.at(key) != value)
-      fail_usage(kWhere, "{} was trained with {} {}, not {}: give another --out, or remove that folder",
+      fail_usage(kRecipe, "{} was trained with {} {}, not {}: give another --out, or remove that folder",
                  folder(i).string(), key, then.contains(key) ? then.at(key).dump() : "by default", value.dump());
   result_.outcomes[i] = outcome;
   return outcome.ended;
@@ -174,7 +174,7 @@ void Runner::read_texts() {
     texts_.emplace(key, needed ? held_out_text(training.settings) : Text());
     for (const Measurement& m : recipe_.measurements)
       if (m.kind == Measurement::Kind::text && !m.definition.contains("data") && texts_.at(key).bytes() == 0)
-        fail_usage(kWhere, "{}: nothing is held out of the text (val-fraction 0): nothing can be scored",
+        fail_usage(kRecipe, "{}: nothing is held out of the text (val-fraction 0): nothing can be scored",
                    training.name);
   }
 }
@@ -240,7 +240,7 @@ void Runner::measure_one(std::size_t i, bool cost) {
     if ((measurement.kind == Measurement::Kind::cost) != cost || !result_.outcomes[i].values[m].empty()) continue;
     if (interrupted()) throw Interrupted{};
     const double began = monotonic_seconds();
-    std::vector<RecipeValue> values(measurement.columns.size(), kNaN);
+    std::vector<RecipeValue> values(measurement.columns.size(), kNotMeasured);
     if (!result_.outcomes[i].diverged)
       values =
           measure(measurement, training.settings, folder(i), text_of(training.settings), [&] { return interrupted(); });
@@ -299,7 +299,7 @@ void Runner::work() {
       } catch (const Error& error) {
         const std::string text = error.what();
         const std::size_t at = text.find("] ");
-        throw Error(kWhere, recipe_.trainings[i].name + ": " + (at == text.npos ? text : text.substr(at + 2)),
+        throw Error(kRecipe, recipe_.trainings[i].name + ": " + (at == text.npos ? text : text.substr(at + 2)),
                     error.kind());
       }
       states_[i].running = false;
@@ -363,9 +363,9 @@ RecipeResult Runner::run() {
   began_ = monotonic_seconds();
   std::error_code error;
   if (fs::exists(out_, error) && !fs::is_directory(out_, error))
-    fail(kWhere, "--out {}: is a file, a folder is needed", out_.string());
+    fail(kRecipe, "--out {}: is a file, a folder is needed", out_.string());
   fs::create_directories(out_, error);
-  if (error) fail(kWhere, "cannot make the folder {}: {}", out_.string(), error.message());
+  if (error) fail(kRecipe, "cannot make the folder {}: {}", out_.string(), error.message());
   const DirectoryLock lock(out_);
   io::remove_stale_temporaries(out_);
   for (std::size_t i = 0; i < states_.size(); ++i) {
@@ -398,7 +398,7 @@ RecipeResult Runner::run() {
         RecipeProgress progress;
         progress.done = done_, progress.all = static_cast<std::int64_t>(recipe_.trainings.size());
         progress.running.push_back("cost of " + recipe_.trainings[i].name);
-        progress.eta_seconds = kNaN;
+        progress.eta_seconds = kNotMeasured;
         hooks_.progress(progress);
       }
       measure_one(i, true);

@@ -21,7 +21,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+constexpr double kNoValue = std::numeric_limits<double>::quiet_NaN();
 constexpr std::int64_t kGenerated = 64;  // tokens of a timed call, at most
 
 void overlay(TaskSettings& task, const json& settings, const std::string& source) {
@@ -45,7 +45,7 @@ std::vector<RecipeValue> measure_task(nn::Model<float>& model, const json& defin
   const TaskScore score = score_task(model, task, options);
   if (score.interrupted) throw Interrupted{};
   // Such a model answers nothing: what it seems to say are the lowest tokens.
-  return {std::isfinite(score.loss) ? score.all.accuracy() : kNaN};
+  return {std::isfinite(score.loss) ? score.all.accuracy() : kNoValue};
 }
 
 std::vector<RecipeValue> measure_text(nn::Model<float>& model, const json& definition, const TrainSettings& settings,
@@ -66,7 +66,7 @@ std::vector<RecipeValue> measure_text(nn::Model<float>& model, const json& defin
     if (interrupted && interrupted()) throw Interrupted{};
   };
   const auto positions = definition.at("positions").get<std::vector<std::int64_t>>();
-  std::vector<RecipeValue> values(1 + positions.size(), kNaN);
+  std::vector<RecipeValue> values(1 + positions.size(), kNoValue);
   try {
     const Evaluation result = evaluate(model, text, options);
     values[0] = result.bits_per_byte();

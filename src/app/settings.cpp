@@ -16,7 +16,7 @@ const std::vector<std::string> kSchedules = {"cosine", "linear", "wsd", "constan
 bool about_one_call(const std::string& name) { return name == "out" || name == "resume" || name == "quiet"; }
 
 // Keys with - in place of _, and the mixer by its names of today.
-nlohmann::json dashed(const nlohmann::json& json, const std::string& source) {
+nlohmann::json settings_of(const nlohmann::json& json, const std::string& source) {
   if (!json.is_object()) fail_usage("train", "{}: an object of settings is needed", source);
   nlohmann::json result = nlohmann::json::object();
   for (const auto& [key, value] : json.items()) {
@@ -76,7 +76,7 @@ nlohmann::json to_json(const TrainSettings& settings) {
 }
 
 void apply_settings(TrainSettings& settings, const nlohmann::json& json, const std::string& source) {
-  const nlohmann::json object = dashed(json, source);
+  const nlohmann::json object = settings_of(json, source);
   io::ConfigReader reader(object, source);
   if (object.contains("steps") || object.contains("epochs") || object.contains("minutes"))
     settings.steps = settings.epochs = 0, settings.minutes = 0;

@@ -13,7 +13,7 @@
 namespace loglinear::io {
 namespace {
 
-constexpr const char* kWhere = "state_file";
+constexpr const char* kStateFile = "state_file";
 constexpr const char* kFormat = "loglinear.state";
 constexpr const char* kVersion = "2";
 constexpr const char* kKeys[] = {"format",    "version",     "rule",     "dtype", "heads",
@@ -29,7 +29,7 @@ class Reader {
   const std::string& text(const std::string& key) const {
     const auto found = file_.metadata().find(prefix_ + key);
     if (found == file_.metadata().end())
-      fail(kWhere, "{}: no state: metadata {} is missing", file_.name(), in_quotes(prefix_ + key));
+      fail(kStateFile, "{}: no state: metadata {} is missing", file_.name(), in_quotes(prefix_ + key));
     return found->second;
   }
 
@@ -43,13 +43,14 @@ class Reader {
   }
 
   [[noreturn]] void refuse(const std::string& key, const std::string& need) const {
-    fail(kWhere, "{}: metadata {} is {}, need {}", file_.name(), in_quotes(prefix_ + key), in_quotes(text(key)), need);
+    fail(kStateFile, "{}: metadata {} is {}, need {}", file_.name(), in_quotes(prefix_ + key), in_quotes(text(key)),
+         need);
   }
 
   const TensorInfo& tensor(const std::string& name, Element element, std::initializer_list<std::int64_t> shape) const {
     const TensorInfo& info = file_.expect(name, std::span(shape.begin(), shape.size()));
     if (info.element != element)
-      fail(kWhere, "{}: tensor {}: got {}, need {}", file_.name(), in_quotes(name), name_of(info.element),
+      fail(kStateFile, "{}: tensor {}: got {}, need {}", file_.name(), in_quotes(name), name_of(info.element),
            name_of(element));
     return info;
   }
@@ -83,7 +84,7 @@ std::vector<OpenArray> open_arrays(const State& state, std::int64_t groups) {
 void append_state(const State& state, const std::string& prefix, std::vector<TensorView>& tensors,
                   std::map<std::string, std::string>& metadata, std::vector<std::vector<std::byte>>& memory) {
   const std::int64_t heads = state.heads(), key_width = state.key_width(), value_width = state.value_width();
-  if (heads < 1) fail(kWhere, "the state is empty: it has no heads");
+  if (heads < 1) fail(kStateFile, "the state is empty: it has no heads");
   for (const State::Slot& slot : state.slots()) {
     tensors.push_back({slot_name(prefix, slot.bit, "matrix"),
                        state.dtype() == DType::f64 ? Element::F64 : Element::F32,
@@ -152,7 +153,7 @@ State read_state(const SafetensorsFile& file, const std::string& prefix) {
     slot.log_decay = file.read_as<double>(log_decay);
     for (const double decay : slot.log_decay)
       if (!(decay < std::numeric_limits<double>::infinity()))
-        fail(kWhere, "{}: tensor {}: holds {}, which is no log decay", file.name(), in_quotes(log_decay), decay);
+        fail(kStateFile, "{}: tensor {}: holds {}, which is no log decay", file.name(), in_quotes(log_decay), decay);
     slots.push_back(std::move(slot));
     known.insert(matrix);
     known.insert(log_decay);
@@ -176,12 +177,12 @@ State read_state(const SafetensorsFile& file, const std::string& prefix) {
   for (const TensorInfo& tensor : file.tensors())
     if ((tensor.name.starts_with(prefix + "slot.") || tensor.name.starts_with(prefix + "open.")) &&
         !known.count(tensor.name))
-      fail(kWhere, "{}: tensor {}: a state at position {} has no such tensor", file.name(), in_quotes(tensor.name),
+      fail(kStateFile, "{}: tensor {}: a state at position {} has no such tensor", file.name(), in_quotes(tensor.name),
            position);
   try {
     state.assign(position, std::move(slots), std::move(open));
   } catch (const Error& error) {
-    fail(kWhere, "{}: {}", file.name(), error.what());
+    fail(kStateFile, "{}: {}", file.name(), error.what());
   }
   return state;
 }
@@ -203,10 +204,10 @@ State load_state(const std::filesystem::path& path) {
   State state = io::read_state(file, "");
   for (const auto& [key, value] : file.metadata())
     if (std::find(std::begin(io::kKeys), std::end(io::kKeys), key) == std::end(io::kKeys))
-      fail(io::kWhere, "{}: unknown metadata {}", file.name(), io::in_quotes(key));
+      fail(io::kStateFile, "{}: unknown metadata {}", file.name(), io::in_quotes(key));
   for (const io::TensorInfo& tensor : file.tensors())
     if (!tensor.name.starts_with("slot.") && !tensor.name.starts_with("open."))
-      fail(io::kWhere, "{}: unknown tensor {}", file.name(), io::in_quotes(tensor.name));
+      fail(io::kStateFile, "{}: unknown tensor {}", file.name(), io::in_quotes(tensor.name));
   return state;
 }
 

@@ -14,7 +14,7 @@ namespace {
 using nlohmann::json;
 using nlohmann::ordered_json;
 
-constexpr const char* kWhere = "bench --against";
+constexpr const char* kAgainst = "bench --against";
 constexpr std::uint64_t kLongestFile = 64 << 20;
 
 ordered_json text(const std::string& x) { return x.empty() ? ordered_json() : ordered_json(x); }
@@ -93,13 +93,13 @@ std::string padded(const std::string& text, int width) {
 }
 
 // What makes two rows the same case. Texts and whole numbers only.
-const char* kKeys[] = {"op", "model", "rule", "form", "dtype", "isa",      "threads", "B",
-                       "T",  "G",     "H",    "K",    "V",     "position", "L",       "chunk"};
+const char* kCaseKeys[] = {"op", "model", "rule", "form", "dtype", "isa",      "threads", "B",
+                           "T",  "G",     "H",    "K",    "V",     "position", "L",       "chunk"};
 
 Earlier earlier_of(const json& row) {
   Earlier e;
   std::vector<std::string> parts;
-  for (const char* key : kKeys) {
+  for (const char* key : kCaseKeys) {
     const auto found = row.find(key);
     // Absent and null are one: a file may be from before a key was there.
     const std::string value =
@@ -210,21 +210,21 @@ Earlier earlier_of(const Row& row) { return earlier_of(json(to_json(row))); }
 std::vector<Earlier> read_earlier(const io::Path& path) {
   const std::string content = io::read_file(path, kLongestFile);
   const json array = json::parse(content, nullptr, false);
-  if (array.is_discarded()) fail(kWhere, "{}: not JSON", path.string());
-  if (!array.is_array()) fail(kWhere, "{}: need an array of rows, as --json prints", path.string());
+  if (array.is_discarded()) fail(kAgainst, "{}: not JSON", path.string());
+  if (!array.is_array()) fail(kAgainst, "{}: need an array of rows, as --json prints", path.string());
   std::vector<Earlier> all;
   for (std::size_t i = 0; i < array.size(); ++i) {
     const json& row = array[i];
-    if (!row.is_object()) fail(kWhere, "{}: row {} is no object", path.string(), i);
+    if (!row.is_object()) fail(kAgainst, "{}: row {} is no object", path.string(), i);
     for (const char* key : {"op", "rule", "form", "dtype", "isa"})
       if (!row.contains(key) || !row[key].is_string())
-        fail(kWhere, "{}: row {} has no text \"{}\"", path.string(), i, key);
+        fail(kAgainst, "{}: row {} has no text \"{}\"", path.string(), i, key);
     for (const char* key : {"threads", "B", "T", "G", "H", "K", "V"})
       if (!row.contains(key) || !row[key].is_number_integer())
-        fail(kWhere, "{}: row {} has no whole number \"{}\"", path.string(), i, key);
+        fail(kAgainst, "{}: row {} has no whole number \"{}\"", path.string(), i, key);
     const auto ms = row.find("ms");
     if (ms == row.end() || !(ms->is_null() || (ms->is_number() && ms->get<double>() > 0)))
-      fail(kWhere, "{}: row {} has no time \"ms\" above 0", path.string(), i);
+      fail(kAgainst, "{}: row {} has no time \"ms\" above 0", path.string(), i);
     all.push_back(earlier_of(row));
   }
   return all;

@@ -14,7 +14,7 @@
 namespace loglinear::app::compare {
 namespace {
 
-constexpr double kStep = 1e-5;   // of central differences: their error is its square, rounding 1e-16 over it
+constexpr double kDelta = 1e-5;  // of central differences: their error is its square, rounding 1e-16 over it
 constexpr double kSmall = 1e-2;  // what elements of a gradient are on the scale of their rounding, where they cancel
 constexpr int kDirections = 2;   // an input is checked along so many
 
@@ -118,14 +118,14 @@ double check_query_gradient(const Case& c, int rows, double tolerance) {
     const std::int64_t at = (p.t * c.H + p.h) * c.W;
     const auto direction = static_cast<std::uint64_t>(i);
     std::vector<double> up(static_cast<std::size_t>(c.W)), down(up);
-    c.definition({c.inputs, input, kStep, direction}, p.t, p.h, up.data());
-    c.definition({c.inputs, input, -kStep, direction}, p.t, p.h, down.data());
+    c.definition({c.inputs, input, kDelta, direction}, p.t, p.h, up.data());
+    c.definition({c.inputs, input, -kDelta, direction}, p.t, p.h, down.data());
     double want = 0, got = 0;
     for (std::int64_t d = 0; d < c.W; ++d) {
       const auto n = static_cast<std::size_t>(d);
       const double gradient =
           static_cast<double>(c.inputs[static_cast<std::size_t>(input)].gradient[n + static_cast<std::size_t>(at)]);
-      want += static_cast<double>(c.tokens.dout[n + static_cast<std::size_t>(at)]) * (up[n] - down[n]) / (2 * kStep);
+      want += static_cast<double>(c.tokens.dout[n + static_cast<std::size_t>(at)]) * (up[n] - down[n]) / (2 * kDelta);
       got += gradient * Point::sign(direction, at + d);
       norm[static_cast<std::size_t>(i)] += gradient * gradient;
     }
@@ -146,12 +146,12 @@ double check_gradients(const Case& c, double tolerance) {
     double norm = 0, difference = 0;
     for (const float x : input.gradient) norm += static_cast<double>(x) * static_cast<double>(x);
     for (std::uint64_t direction = 0; direction < kDirections; ++direction) {
-      const double up = loss(c, {c.inputs, static_cast<int>(n), kStep, direction}),
-                   down = loss(c, {c.inputs, static_cast<int>(n), -kStep, direction});
+      const double up = loss(c, {c.inputs, static_cast<int>(n), kDelta, direction}),
+                   down = loss(c, {c.inputs, static_cast<int>(n), -kDelta, direction});
       double got = 0;
       for (std::int64_t i = 0; i < input.count; ++i)
         got += static_cast<double>(input.gradient[static_cast<std::size_t>(i)]) * Point::sign(direction, i);
-      const double apart = got - (up - down) / (2 * kStep);
+      const double apart = got - (up - down) / (2 * kDelta);
       difference += apart * apart / kDirections;
     }
     const double error = gradient_distance(difference, norm, static_cast<double>(input.count));

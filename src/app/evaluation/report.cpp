@@ -10,7 +10,7 @@ namespace {
 
 using nlohmann::ordered_json;
 
-ordered_json number(double x) { return std::isfinite(x) ? ordered_json(x) : ordered_json(); }
+ordered_json number_or_null(double x) { return std::isfinite(x) ? ordered_json(x) : ordered_json(); }
 
 std::string accuracy_text(const Tally& tally) {
   return tally.answers == 0 ? "-" : fmt::format("{:.3f}", tally.accuracy());
@@ -55,18 +55,18 @@ ordered_json to_json(const TaskEvaluation& evaluation) {
                        {"depth_last", bin_edge(bin + 1)},
                        {"answers", tally.answers},
                        {"right", tally.right},
-                       {"accuracy", number(tally.accuracy())}});
+                       {"accuracy", number_or_null(tally.accuracy())}});
     }
     const Tally& all = row.score.all;
     totals.push_back({{"length", row.task.length},
                       {"items", row.task.items},
                       {"answers", all.answers},
                       {"right", all.right},
-                      {"accuracy", number(all.accuracy())},
+                      {"accuracy", number_or_null(all.accuracy())},
                       {"accuracy_low", all.interval().low},
                       {"accuracy_high", all.interval().high},
-                      {"loss", number(row.score.mean_loss())},
-                      {"chance", number(row.chance)}});
+                      {"loss", number_or_null(row.score.mean_loss())},
+                      {"chance", number_or_null(row.chance)}});
   }
   return {{"task", evaluation.task}, {"examples", evaluation.examples}, {"cells", cells}, {"totals", totals}};
 }

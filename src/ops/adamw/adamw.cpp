@@ -11,7 +11,7 @@
 namespace loglinear {
 namespace {
 
-constexpr std::int64_t kBlock = 16384;
+constexpr std::int64_t kBlockElements = 16384;
 
 void check_setting(const char* where, const char* name, double value) {
   if (!(value >= 0 && std::isfinite(value))) fail(where, "{} is {}, need a finite number >= 0", name, value);
@@ -20,8 +20,8 @@ void check_setting(const char* where, const char* name, double value) {
 // Calls body(begin, count) for the blocks of n elements.
 template <class Body>
 void for_blocks(std::int64_t n, int threads, const Body& body) {
-  parallel_for((n + kBlock - 1) / kBlock, threads,
-               [&](std::int64_t i) { body(i * kBlock, std::min(kBlock, n - i * kBlock)); });
+  parallel_for((n + kBlockElements - 1) / kBlockElements, threads,
+               [&](std::int64_t i) { body(i * kBlockElements, std::min(kBlockElements, n - i * kBlockElements)); });
 }
 
 }  // namespace
@@ -65,7 +65,7 @@ double sum_of_squares(std::int64_t n, const T* x, int threads) {
   constexpr const char* where = "sum_of_squares";
   check_sizes(where, {n});
   check_array(where, "x", n, x);
-  std::vector<double> parts(static_cast<std::size_t>((n + kBlock - 1) / kBlock));
+  std::vector<double> parts(static_cast<std::size_t>((n + kBlockElements - 1) / kBlockElements));
   for_blocks(n, threads, [&](std::int64_t begin, std::int64_t count) {
     constexpr int kLanes = 8;  // independent sums: an addition need not wait for the one before
     double lanes[kLanes] = {};
@@ -76,7 +76,7 @@ double sum_of_squares(std::int64_t n, const T* x, int threads) {
     for (; i < count; ++i) lanes[0] += static_cast<double>(from[i]) * static_cast<double>(from[i]);
     double sum = 0;
     for (double lane : lanes) sum += lane;
-    parts[static_cast<std::size_t>(begin / kBlock)] = sum;
+    parts[static_cast<std::size_t>(begin / kBlockElements)] = sum;
   });
   double sum = 0;
   for (double part : parts) sum += part;

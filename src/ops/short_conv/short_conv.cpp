@@ -10,14 +10,14 @@
 namespace loglinear {
 namespace {
 
-constexpr std::int64_t kMaxWidth = 16;
+constexpr std::int64_t kMaxConvWidth = 16;
 
 template <class T>
 std::int64_t check(const char* where, std::span<const std::int64_t> cu_seqlens, std::int64_t channels,
                    std::int64_t width, const T* x, std::int64_t x_stride, const T* weight) {
   const std::int64_t N = check_cu_seqlens(where, cu_seqlens);
-  check_sizes(where, {N, channels, kMaxWidth});
-  if (width < 1 || width > kMaxWidth) fail(where, "width is {}, need 1 to {}", width, kMaxWidth);
+  check_sizes(where, {N, channels, kMaxConvWidth});
+  if (width < 1 || width > kMaxConvWidth) fail(where, "width is {}, need 1 to {}", width, kMaxConvWidth);
   check_rows(where, "x", N, channels, x, x_stride);
   if (N > 0) check_array(where, "weight", channels, weight);
   return N;
@@ -69,7 +69,7 @@ void short_conv_forward(std::span<const std::int64_t> cu_seqlens, std::int64_t c
         std::copy_n(bias, channels, sum.data());
       else
         std::fill(sum.begin(), sum.end(), T(0));
-      const T *weights[kMaxWidth], *inputs[kMaxWidth];
+      const T *weights[kMaxConvWidth], *inputs[kMaxConvWidth];
       for (std::int64_t i = 0; i < width; ++i) {
         weights[i] = taps.data() + i * channels;
         inputs[i] = input(s, n - cu_seqlens[s] - tail + i);
@@ -114,7 +114,7 @@ void short_conv_backward(std::span<const std::int64_t> cu_seqlens, std::int64_t 
   add_row_sums(N, (width + 1) * channels, sums.data(), threads, [&](std::int64_t begin, std::int64_t end, T* part) {
     constexpr std::int64_t kColumns = 128;
     std::vector<T> du(static_cast<std::size_t>((end - begin + tail) * kColumns));
-    const T *weights[kMaxWidth], *others[kMaxWidth];
+    const T *weights[kMaxConvWidth], *others[kMaxConvWidth];
     for (std::int64_t c = 0; c < channels; c += kColumns) {
       const std::int64_t columns = std::min(kColumns, channels - c);
       for (std::int64_t i = 0; i < width; ++i) weights[i] = taps.data() + i * channels + c;

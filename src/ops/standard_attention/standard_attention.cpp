@@ -47,18 +47,18 @@ std::vector<Head<T>> heads_of(std::span<const AttentionSequence> sequences, cons
 }
 
 // Pieces [first, last) of heads, the last ones first.
-struct Piece {
+struct HeadPiece {
   std::size_t head;
   std::int64_t first, last;
 };
 template <class Body>
 void in_pieces(std::size_t heads, std::int64_t size, int threads, const auto& count, const Body& body) {
-  std::vector<Piece> pieces;
+  std::vector<HeadPiece> pieces;
   for (std::size_t h = 0; h < heads; ++h)
     for (std::int64_t first = 0; first < count(h); first += size)
       pieces.push_back({h, first, std::min(count(h), first + size)});
   parallel_for(static_cast<std::int64_t>(pieces.size()), threads, [&](std::int64_t i) {
-    const Piece& p = pieces[pieces.size() - 1 - static_cast<std::size_t>(i)];
+    const HeadPiece& p = pieces[pieces.size() - 1 - static_cast<std::size_t>(i)];
     body(p.head, p.first, p.last);
   });
 }
