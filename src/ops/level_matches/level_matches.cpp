@@ -11,16 +11,16 @@
 namespace loglinear {
 namespace {
 
-constexpr std::int64_t kLastPosition = std::int64_t{1} << 62;
+constexpr std::int64_t kFarthest = std::int64_t{1} << 62;
 
-int bits(std::int64_t position) { return std::bit_width(static_cast<std::uint64_t>(position)); }
+int bit_count(std::int64_t position) { return std::bit_width(static_cast<std::uint64_t>(position)); }
 
 // The bit that the token at `position` sets, and with it the blocks that become one: those of all lower bits.
-int carry(std::int64_t position) { return std::countr_one(static_cast<std::uint64_t>(position)); }
+int carried_to(std::int64_t position) { return std::countr_one(static_cast<std::uint64_t>(position)); }
 
 // 1 / sqrt(tokens of a block of bit b)
 template <class T>
-T weight(int b) {
+T noise_weight(int b) {
   return std::ldexp(b % 2 == 0 ? T(1) : T(0.70710678118654752440), -(b / 2));
 }
 
@@ -38,11 +38,12 @@ void check(const char* where, const MatchShape& s, const T* q, std::int64_t q_st
     fail(where, "initial: got {}, there are {} sequences", initial.size(), sequences);
   for (std::size_t n = 0; n < sequences; ++n) {
     const std::int64_t begin = initial.empty() ? 0 : initial[n].position, T_n = s.cu_seqlens[n + 1] - s.cu_seqlens[n];
-    if (begin < 0 || begin > kLastPosition - T_n) fail(where, "position: got {}, need 0 to 2^62", begin);
+    if (begin < 0 || begin > kFarthest - T_n) fail(where, "position: got {}, need 0 to 2^62", begin);
     if (!initial.empty() && !initial[n].sums.empty() &&
-        initial[n].sums.size() != static_cast<std::size_t>(bits(begin) * width))
-      fail(where, "initial: got {} numbers, position {} has {}", initial[n].sums.size(), begin, bits(begin) * width);
-    if (T_n > 0 && bits(begin + T_n - 1) >= s.columns)
+        initial[n].sums.size() != static_cast<std::size_t>(bit_count(begin) * width))
+      fail(where, "initial: got {} numbers, position {} has {}", initial[n].sums.size(), begin,
+           bit_count(begin) * width);
+    if (T_n > 0 && bit_count(begin + T_n - 1) >= s.columns)
       fail(where, "columns: got {}, position {} has more levels", s.columns, begin + T_n - 1);
   }
 }
@@ -66,7 +67,7 @@ struct Stream {
     const KeySums<T>& from = initial[index / s.groups];
     position = from.position;
     if (from.sums.empty()) return;
-    for (int b = 0; b < bits(position); ++b)
+    for (int b = 0; b < bit_count(position); ++b)
       std::copy_n(from.sums.data() + (b * s.groups + group) * K, K, sums.data() + b * K);
   }
 
@@ -81,7 +82,7 @@ struct Stream {
 
   // The key of the token at `at` joins: the sums of equal blocks are added in pairs, as a binary counter carries.
   void append(std::int64_t at, const T* key) {
-    const int to = carry(at);
+    const int to = carried_to(at);
     T* sum = sums.data() + to * K;
     std::copy_n(key, K, sum);
     for (int b = 0; b < to; ++b) {
@@ -107,7 +108,7 @@ void level_matches_forward(const MatchShape& s, const T* q, std::int64_t q_strid
   std::vector<std::vector<T>> last(final.size());
   for (std::size_t n = 0; n < final.size(); ++n) {
     const std::int64_t position = (initial.empty() ? 0 : initial[n].position) + s.cu_seqlens[n + 1] - s.cu_seqlens[n];
-    last[n].resize(static_cast<std::size_t>(bits(position) * s.groups * s.key_width));
+    last[n].resize(static_cast<std::size_t>(bit_count(position) * s.groups * s.key_width));
   }
   parallel_for(sequences * s.groups, threads, [&](std::int64_t index) {
     Stream<T> stream(s, initial, index);
@@ -118,12 +119,12 @@ void level_matches_forward(const MatchShape& s, const T* q, std::int64_t q_strid
       T* to = matches + (row * G + g) * s.columns;
       std::fill_n(to, s.columns, T(0));
       to[0] = vec::dot(K, query, key);
-      stream.for_blocks(at, [&](int b, const T* sum) { to[b + 1] = weight<T>(b) * vec::dot(K, query, sum); });
+      stream.for_blocks(at, [&](int b, const T* sum) { to[b + 1] = noise_weight<T>(b) * vec::dot(K, query, sum); });
       stream.append(at, key);
     }
     if (final.empty()) return;
     std::vector<T>& to = last[static_cast<std::size_t>(index / G)];
-    for (int b = 0; b < bits(at); ++b) std::copy_n(stream.sums.data() + b * K, K, to.data() + (b * G + g) * K);
+    for (int b = 0; b < bit_count(at); ++b) std::copy_n(stream.sums.data() + b * K, K, to.data() + (b * G + g) * K);
   });
   for (std::size_t n = 0; n < final.size(); ++n) {
     const std::int64_t begin = initial.empty() ? 0 : initial[n].position;
@@ -153,7 +154,7 @@ void level_matches_backward(const MatchShape& s, const T* q, std::int64_t q_stri
       const T *d = gradient(row), *key = k + row * k_stride + g * K;
       T* to = dq + row * dq_stride + g * K;
       vec::add_scaled(K, d[0], key, to);
-      stream.for_blocks(at, [&](int b, const T* sum) { vec::add_scaled(K, weight<T>(b) * d[b + 1], sum, to); });
+      stream.for_blocks(at, [&](int b, const T* sum) { vec::add_scaled(K, noise_weight<T>(b) * d[b + 1], sum, to); });
       stream.append(at, key);
     }
     // Backwards for dk: the sums now hold the gradients of the sums. A block's gradient is that of the blocks it was
@@ -162,12 +163,12 @@ void level_matches_backward(const MatchShape& s, const T* q, std::int64_t q_stri
     for (std::int64_t row = stream.end - 1; row >= stream.begin; --row) {
       --at;
       const T *d = gradient(row), *query = q + row * q_stride + g * K;
-      T *to = dk + row * dk_stride + g * K, *merged = stream.sums.data() + carry(at) * K;
+      T *to = dk + row * dk_stride + g * K, *merged = stream.sums.data() + carried_to(at) * K;
       vec::add_scaled(K, T(1), merged, to);
       vec::add_scaled(K, d[0], query, to);
-      for (int b = 0; b < carry(at); ++b) std::copy_n(merged, K, stream.sums.data() + b * K);
+      for (int b = 0; b < carried_to(at); ++b) std::copy_n(merged, K, stream.sums.data() + b * K);
       std::fill_n(merged, K, T(0));
-      stream.for_blocks(at, [&](int b, T* sum) { vec::add_scaled(K, weight<T>(b) * d[b + 1], query, sum); });
+      stream.for_blocks(at, [&](int b, T* sum) { vec::add_scaled(K, noise_weight<T>(b) * d[b + 1], query, sum); });
     }
   });
 }
