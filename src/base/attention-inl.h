@@ -21,7 +21,7 @@ HWY_BEFORE_NAMESPACE();
 namespace loglinear::attention::HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
-using loglinear::HWY_NAMESPACE::Epilogue;
+using loglinear::Epilogue;
 using loglinear::HWY_NAMESPACE::Lanes;
 using loglinear::HWY_NAMESPACE::product;
 using loglinear::HWY_NAMESPACE::transpose;

@@ -13,14 +13,14 @@ HWY_BEFORE_NAMESPACE();
 namespace loglinear::bench {
 namespace HWY_NAMESPACE {
 
-using Part = loglinear::HWY_NAMESPACE::Part;
+using loglinear::Part;
 
 // Not a template and with an integer for the part, so that one pointer serves every instruction set.
 void product(int part, std::int64_t M, std::int64_t N, std::int64_t K, const float* a, std::int64_t a_row,
              std::int64_t a_col, const float* b, float* c) {
-  loglinear::HWY_NAMESPACE::Epilogue<float> epilogue;
+  Epilogue<float> epilogue;
   epilogue.part = static_cast<Part>(part);
-  loglinear::HWY_NAMESPACE::product<float>(M, N, K, a, a_row, a_col, b, padded(N), c, padded(N), epilogue);
+  loglinear::HWY_NAMESPACE::product<float>(M, N, K, a, a_row, a_col, b, row_stride(N), c, row_stride(N), epilogue);
 }
 
 static_assert(static_cast<int>(Part::full) == 0 && static_cast<int>(Part::lower_a) == 1);
@@ -37,11 +37,12 @@ HWY_AFTER_NAMESPACE();
 #include <libxsmm.h>
 #endif
 
+#include <algorithm>
 #include <cmath>
 #include <string>
-#include <vector>
 
 #include "base/peak.hpp"
+#include "base/pool.hpp"
 #include "base/random.hpp"
 
 namespace loglinear::bench {
@@ -92,18 +93,23 @@ double peak() {
 
 struct Data {
   const Shape& shape;
-  std::vector<float> a, b, c;
+  // Aligned as the operators' scratch memory is.
+  Matrix<float> a, b, c;
 
-  explicit Data(const Shape& s) : shape(s), a(s.M * s.K), b(s.K * padded(s.N)), c(s.M * padded(s.N), NAN) {
+  explicit Data(const Shape& s)
+      : shape(s), a(take(s.M * s.K)), b(take(s.K * row_stride(s.N))), c(take(s.M * row_stride(s.N))) {
     Random random(1, 0);
-    for (float& x : a) x = static_cast<float>(random.uniform() - 0.5);
-    for (float& x : b) x = static_cast<float>(random.uniform() - 0.5);
+    std::generate_n(a.get(), s.M * s.K, [&] { return static_cast<float>(random.uniform() - 0.5); });
+    std::generate_n(b.get(), s.K * row_stride(s.N), [&] { return static_cast<float>(random.uniform() - 0.5); });
+    std::fill_n(c.get(), s.M * row_stride(s.N), NAN);
     // Zero where a triangular matrix has nothing: what knows no triangles may multiply by it.
     for (std::int64_t m = 0; m < s.M; ++m)
       for (std::int64_t k = 0; k < s.K; ++k)
         if ((s.triangle == Triangle::lower_a && k > m) || (s.triangle == Triangle::upper_a && k < m))
-          a[m * a_row() + k * a_col()] = 0;
+          a.get()[m * a_row() + k * a_col()] = 0;
   }
+
+  static Matrix<float> take(std::int64_t count) { return Pool<float>::take(static_cast<std::size_t>(count)); }
 
   std::int64_t a_row() const { return shape.transposed ? 1 : shape.K; }
   std::int64_t a_col() const { return shape.transposed ? shape.M : 1; }
@@ -115,8 +121,8 @@ struct Data {
       for (std::int64_t n = 0; n < (shape.triangle == Triangle::lower_c ? m + 1 : shape.N); ++n) {
         double sum = 0;
         for (std::int64_t k = 0; k < shape.K; ++k)
-          sum += static_cast<double>(a[m * a_row() + k * a_col()]) * b[k * padded(shape.N) + n];
-        const double error = c[m * padded(shape.N) + n] - sum;
+          sum += static_cast<double>(a.get()[m * a_row() + k * a_col()]) * b.get()[k * row_stride(shape.N) + n];
+        const double error = c.get()[m * row_stride(shape.N) + n] - sum;
         difference += error * error, size += sum * sum;
       }
     return std::sqrt(difference / size) <= 1e-6;
@@ -141,8 +147,8 @@ void measure(benchmark::State& state, const Shape& shape, Run&& run) {
 void ours(benchmark::State& state, const Shape& shape) {
   measure(state, shape, [&](Data& d) {
     HWY_DYNAMIC_DISPATCH(product)
-    (static_cast<int>(shape.triangle), shape.M, shape.N, shape.K, d.a.data(), d.a_row(), d.a_col(), d.b.data(),
-     d.c.data());
+    (static_cast<int>(shape.triangle), shape.M, shape.N, shape.K, d.a.get(), d.a_row(), d.a_col(), d.b.get(),
+     d.c.get());
   });
 }
 
@@ -151,7 +157,7 @@ void ours(benchmark::State& state, const Shape& shape) {
 // operand, so a transposed A is transposed before the clock starts: its figures there leave out work that ours does.
 void libxsmm(benchmark::State& state, const Shape& shape) {
   const auto M = static_cast<libxsmm_blasint>(shape.N), N = static_cast<libxsmm_blasint>(shape.M);
-  const auto K = static_cast<libxsmm_blasint>(shape.K), ld = static_cast<libxsmm_blasint>(padded(shape.N));
+  const auto K = static_cast<libxsmm_blasint>(shape.K), ld = static_cast<libxsmm_blasint>(row_stride(shape.N));
   const float alpha = 1, beta = 0;
   const int flags = LIBXSMM_GEMM_FLAG_NONE;
   const libxsmm_smmfunction kernel = libxsmm_smmdispatch(M, N, K, &ld, &K, &ld, &alpha, &beta, &flags, nullptr);
@@ -160,8 +166,8 @@ void libxsmm(benchmark::State& state, const Shape& shape) {
   Data packed(shape);
   if (shape.transposed)
     for (std::int64_t m = 0; m < shape.M; ++m)
-      for (std::int64_t k = 0; k < shape.K; ++k) packed.a[m * shape.K + k] = from.a[k * shape.M + m];
-  measure(state, shape, [&](Data& d) { kernel(d.b.data(), packed.a.data(), d.c.data()); });
+      for (std::int64_t k = 0; k < shape.K; ++k) packed.a.get()[m * shape.K + k] = from.a.get()[k * shape.M + m];
+  measure(state, shape, [&](Data& d) { kernel(d.b.get(), packed.a.get(), d.c.get()); });
 }
 #endif
 

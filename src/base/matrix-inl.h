@@ -17,6 +17,7 @@
 #include <cstring>
 
 #include "base/padding.hpp"
+#include "base/product.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace loglinear {
@@ -27,23 +28,6 @@ namespace hn = hwy::HWY_NAMESPACE;
 // Vectors of at most kPad elements, so that a padded row is a whole number of vectors on every instruction set.
 template <class T>
 using Lanes = hn::CappedTag<T, static_cast<std::size_t>(kPad)>;
-
-// Which part of a product exists. Lower and upper are exact: entries on the other side are neither read nor multiplied
-// by zero, so that a NaN of a later token cannot reach an earlier one.
-enum class Part {
-  full,
-  lower_a,  // A[m, k] = 0 for k > m
-  upper_a,  // A[m, k] = 0 for k < m
-  lower_c,  // only C[m, n] with n <= m is wanted; other entries of C are unspecified
-};
-
-template <class T>
-struct Epilogue {
-  T alpha = 1;                   // C = beta C + alpha diag(row_scale) A B
-  T beta = 0;                    // 0: C is not read
-  const T* row_scale = nullptr;  // (M), or null for ones
-  Part part = Part::full;
-};
 
 // A tile of C has as many rows, for its width in vectors, as leave its sums, the vectors of B and one of A in
 // registers; kTileVectors is the widest.
@@ -151,7 +135,11 @@ HWY_NOINLINE void product_panel(std::int64_t m, std::int64_t M, std::int64_t K, 
                                 const Epilogue<T>& e) {
   constexpr int kRows = tile_rows(Vectors);
   static_assert(kRows == 4 || kRows == 6);
-  for (; m + kRows <= M; m += kRows) product_tile<T, kRows, Vectors>(m, K, a, a_row, a_col, b, ldb, c, ldc, e);
+  constexpr int kLines = 16;  // that come while a tile is computed
+  for (; m + kRows <= M; m += kRows) {
+    if (e.prefetch) e.prefetch->some(kLines);
+    product_tile<T, kRows, Vectors>(m, K, a, a_row, a_col, b, ldb, c, ldc, e);
+  }
   switch (M - m) {
     case 5:
       if constexpr (kRows > 5) product_tile<T, 5, Vectors>(m, K, a, a_row, a_col, b, ldb, c, ldc, e);
@@ -188,17 +176,29 @@ template <class T>
 void product(std::int64_t M, std::int64_t N, std::int64_t K, const T* a, std::int64_t a_row, std::int64_t a_col,
              const T* b, std::int64_t ldb, T* c, std::int64_t ldc, const Epilogue<T>& e = {}) {
   const std::int64_t lanes = static_cast<std::int64_t>(hn::Lanes(Lanes<T>()));
-  for (std::int64_t n = 0, left = (N + lanes - 1) / lanes; left > 0;) {  // columns done, vectors to do
-    // As wide as can be, but no single vector at the end where two narrower panels do.
-    const std::int64_t width = left == kTileVectors + 1 ? kTileVectors - 1 : std::min<std::int64_t>(left, kTileVectors);
-    // Rows above the first column have nothing of the lower triangle.
-    const std::int64_t m = e.part == Part::lower_c ? std::min(n, M) : 0;
-    if constexpr (kTileVectors == 4)
-      if (width == 4) product_panel<T, 4>(m, M, K, a, a_row, a_col, b + n, ldb, c + n, ldc, e);
-    if (width == 3) product_panel<T, 3>(m, M, K, a, a_row, a_col, b + n, ldb, c + n, ldc, e);
-    if (width == 2) product_panel<T, 2>(m, M, K, a, a_row, a_col, b + n, ldb, c + n, ldc, e);
-    if (width == 1) product_panel<T, 1>(m, M, K, a, a_row, a_col, b + n, ldb, c + n, ldc, e);
-    n += width * lanes, left -= width;
+  // Rows [m, end) of `left` vectors of columns from the first one on.
+  const auto panels = [&](std::int64_t m, std::int64_t end, std::int64_t left) {
+    for (std::int64_t n = 0; left > 0;) {
+      // As wide as can be, but no single vector at the end where two narrower panels do.
+      const std::int64_t width =
+          left == kTileVectors + 1 ? kTileVectors - 1 : std::min<std::int64_t>(left, kTileVectors);
+      // Rows above the first column have nothing of the lower triangle.
+      const std::int64_t first = e.part == Part::lower_c ? std::max(m, std::min(n, end)) : m;
+      if constexpr (kTileVectors == 4)
+        if (width == 4) product_panel<T, 4>(first, end, K, a, a_row, a_col, b + n, ldb, c + n, ldc, e);
+      if (width == 3) product_panel<T, 3>(first, end, K, a, a_row, a_col, b + n, ldb, c + n, ldc, e);
+      if (width == 2) product_panel<T, 2>(first, end, K, a, a_row, a_col, b + n, ldb, c + n, ldc, e);
+      if (width == 1) product_panel<T, 1>(first, end, K, a, a_row, a_col, b + n, ldb, c + n, ldc, e);
+      n += width * lanes, left -= width;
+    }
+  };
+  const std::int64_t vectors = (N + lanes - 1) / lanes;
+  if (e.part != Part::lower_c || kTileVectors < 4) return panels(0, M, vectors);
+  // Wide panels would be half above the diagonal: a tile of rows at a time, no further than its diagonal.
+  constexpr std::int64_t kRows = tile_rows(kTileVectors);
+  for (std::int64_t m = 0; m < M; m += kRows) {
+    const std::int64_t end = std::min(m + kRows, M);
+    panels(m, end, std::min(vectors, (end + lanes - 1) / lanes));
   }
 }
 

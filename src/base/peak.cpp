@@ -16,6 +16,9 @@
 #include <utility>
 #include <vector>
 
+#include "base/bf16_matrix.hpp"
+#include "base/cpu_features.hpp"
+#include "base/error.hpp"
 #include "base/parallel.hpp"
 
 HWY_BEFORE_NAMESPACE();
@@ -135,6 +138,14 @@ PeakMeter PeakMeter::multiply_adds(int threads, DType dtype) {
   return {count, chains<float>(count, [](std::int64_t rounds, float* sink) {
             return HWY_DYNAMIC_DISPATCH(multiply_adds_f32)(rounds, sink);
           })};
+}
+
+PeakMeter PeakMeter::bf16_products(int threads) {
+  if (bf16_unit() == Bf16Unit::none) fail("peak", "this instruction set multiplies no bfloat16");
+  return {thread_count(threads), [unit = bf16_unit()](std::int64_t, std::int64_t rounds) {
+            const bf16::Scope scope(unit);
+            return bf16::multiply_registers(100 * rounds);
+          }};
 }
 
 PeakMeter PeakMeter::reads(int threads, std::int64_t bytes) {

@@ -16,6 +16,8 @@ class PeakMeter {
   // Operations (a multiply-add counts as two) that `threads` threads (0: what OpenMP would use) do when they only
   // multiply-add in registers, in float64 for f64, else in float32.
   static PeakMeter multiply_adds(int threads, DType dtype = DType::f32);
+  // The same of products on bfloat16 instructions with operands in registers. Throws Error when bf16_unit() is none.
+  static PeakMeter bf16_products(int threads);
   // Bytes that `threads` threads together read when they only read, each from a buffer of its own of `bytes` bytes,
   // over and over. Throws std::bad_alloc.
   static PeakMeter reads(int threads, std::int64_t bytes);

@@ -40,7 +40,7 @@ void product(const Call<T>& x) {
   namespace kernel = loglinear::HWY_NAMESPACE;
   kernel::product<T>(
       x.M, x.N, x.K, x.a, x.a_row, x.a_col, x.b, x.ldb, x.c, x.ldc,
-      {.alpha = x.alpha, .beta = x.beta, .row_scale = x.row_scale, .part = static_cast<kernel::Part>(x.part)});
+      {.alpha = x.alpha, .beta = x.beta, .row_scale = x.row_scale, .part = static_cast<loglinear::Part>(x.part)});
 }
 
 void product_f32(const Call<float>& x) { product(x); }

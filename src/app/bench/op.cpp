@@ -257,7 +257,9 @@ void take(Row& row, const Timing& t) {
 template <class Call>
 void time_and_weigh(const OpCase& c, double work, Row& row, const Call& call) {
   release_memory();
-  const PeakMeter meter = PeakMeter::multiply_adds(c.threads, c.dtype);
+  const PeakMeter meter = c.dtype == DType::bf16 && bf16_unit() != Bf16Unit::none
+                              ? PeakMeter::bf16_products(c.threads)
+                              : PeakMeter::multiply_adds(c.threads, c.dtype);
   const bool counted = c.resident_before >= 0 && reset_peak_resident();
   BesidePeak peak(meter);
   take(row, time_calls(c.seconds, call, [&](double ms) { peak.took(2e3 * work / ms); }));
@@ -307,7 +309,7 @@ Row forward(const OpCase& c) {
       step.states = states;
       log_linear::step(step);
     }
-    compare(c, "that of single steps", got_end, results(end), 1);
+    compare(c, "that of single steps", got_end, results(end), c.dtype == DType::bf16 ? 2 : 1);
     row.state_bytes = bytes_of(states);
   }
   row.argument_bytes = forward_bytes(c);

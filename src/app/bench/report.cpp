@@ -148,7 +148,7 @@ ordered_json to_json(const Row& row) {
           {"ms_mean", json_number(row.ms_mean)},
           {"gflops", json_number(row.gflops)},
           {"peak_gflops", json_number(row.peak_gflops)},
-          {"peak_bf16_gflops", nullptr},  // no kernel uses such instructions
+          {"peak_bf16_gflops", json_number(row.peak_bf16_gflops)},
           {"gbs", json_number(row.gbs)},
           {"peak_gbs", json_number(row.peak_gbs)},
           {"memory", text(row.memory)},
@@ -173,8 +173,9 @@ ordered_json to_json(const std::vector<Row>& rows) {
 std::string header(const Peaks& peaks) {
   std::string out = fmt::format("machine    {}, {} cores\nthreads    {}\nisa        {}\n", cpu_model(), processors(),
                                 peaks.threads, peaks.isa);
-  out += fmt::format("peaks      {:.1f} GFLOP/s multiply-adds in {}, bfloat16 dot: absent\n", 1e-9 * peaks.fma,
-                     peaks.dtype == DType::f64 ? "float64" : "float32");
+  out += fmt::format("peaks      {:.1f} GFLOP/s multiply-adds in {}, bfloat16 products: {}\n", 1e-9 * peaks.fma,
+                     peaks.dtype == DType::f64 ? "float64" : "float32",
+                     peaks.bf16 > 0 ? fmt::format("{:.1f} GFLOP/s", 1e-9 * peaks.bf16) : "absent");
   out += "read       ";
   for (std::size_t i = 0; i < peaks.memory.size(); ++i) {
     const Bandwidth& level = peaks.memory[i];

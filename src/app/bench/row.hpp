@@ -45,7 +45,8 @@ struct Peaks {
   int threads = 1;
   std::string isa;
   DType dtype = DType::f32;
-  double fma = 0;  // operations a second: float64 for f64, else float32
+  double fma = 0;   // operations a second: float64 for f64, else float32
+  double bf16 = 0;  // those of bfloat16 instructions; 0 when the instruction set has none
   std::vector<Bandwidth> memory;
 
   // The nearest level that holds so many bytes.
@@ -64,6 +65,7 @@ struct Row {
   int chunk = 0;               // as it was asked for
   int runs = 0;
   double ms = kAbsent, ms_min = kAbsent, ms_max = kAbsent, ms_mean = kAbsent;  // ms is the median
+  double peak_bf16_gflops = kAbsent;                                           // of the run
   double gflops = kAbsent, peak_gflops = kAbsent;  // useful work; of a model what its dense products reach
   double gbs = kAbsent, peak_gbs = kAbsent;        // live states over time, and what `memory` allows
   std::string memory;

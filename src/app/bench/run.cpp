@@ -76,6 +76,7 @@ Peaks measure_peaks(const Settings& s) {
   peaks.dtype = s.dtype;
   const double seconds = std::clamp(s.seconds, 0.02, 0.3);
   peaks.fma = measure_fma_peak(peaks.threads, s.dtype, seconds);
+  if (bf16_unit() != Bf16Unit::none) peaks.bf16 = PeakMeter::bf16_products(peaks.threads).measure(seconds);
   peaks.memory = measure_memory(peaks.threads, seconds);
   return peaks;
 }
@@ -200,6 +201,7 @@ class Run {
   }
   void add(Row row) {
     if (!std::isfinite(row.peak_gflops)) row.peak_gflops = 1e-9 * peaks_.fma;
+    if (peaks_.bf16 > 0) row.peak_bf16_gflops = 1e-9 * peaks_.bf16;
     if (hooks_.row) hooks_.row(row);
     outcome_.rows.push_back(std::move(row));
   }

@@ -425,9 +425,11 @@ TEST(Table, TheHeaderSaysWhatTheMachineCanDo) {
   peaks.threads = 3, peaks.isa = "avx2", peaks.fma = 123.4e9;
   peaks.memory = {{"L1", 64 << 10, 9e9}, {"DRAM", std::numeric_limits<double>::infinity(), 1e9}};
   const std::string text = header(peaks);
-  for (const char* part :
-       {"threads    3", "avx2", "123.4 GFLOP/s", "bfloat16 dot: absent", "9.0 GB/s L1 (64.0 KiB)", "1.0 GB/s DRAM"})
+  for (const char* part : {"threads    3", "avx2", "123.4 GFLOP/s", "bfloat16 products: absent",
+                           "9.0 GB/s L1 (64.0 KiB)", "1.0 GB/s DRAM"})
     EXPECT_NE(text.find(part), std::string::npos) << part << "\n" << text;
+  peaks.bf16 = 4567.8e9;
+  EXPECT_NE(header(peaks).find("bfloat16 products: 4567.8 GFLOP/s"), std::string::npos);
 }
 
 class Against : public testing::Test {

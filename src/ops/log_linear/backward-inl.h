@@ -178,8 +178,8 @@ void Heads<Rule, T>::finish_keys(const BackwardArgs& args, const BackwardTarget&
   transpose<T>(K_, n_, dkt_, Cp_, rows_, Kp_);
   add_to(n_ * Kp_, rows_, dk_);
   // QK = lower(Q K^T)
-  product<T>(n_, K_, n_, dqk_, Cp_, 1, k_, Kp_, dq_, Kp_, {.beta = 1, .part = Part::lower_a});
-  product<T>(n_, K_, n_, dqk_, 1, Cp_, q_, Kp_, dk_, Kp_, {.beta = 1, .part = Part::upper_a});
+  multiply(n_, K_, n_, dqk_, Cp_, 1, k_, Kp_, dq_, Kp_, {.beta = 1, .part = Part::lower_a});
+  multiply(n_, K_, n_, dqk_, 1, Cp_, q_, Kp_, dk_, Kp_, {.beta = 1, .part = Part::upper_a});
   // The last tokens of a sequence are also in its final state, as they are: once for the heads that share the key.
   if (n_ < C_ && dfinal && first_head_ == group_ * heads_)
     add_rows(open_row(dfinal->open()->k, group_, K_), K_, dk_, Kp_);
@@ -220,10 +220,20 @@ template <class Rule, class T>
 void Heads<Rule, T>::backward_piece(const BackwardArgs& args, const std::vector<Live<T>>& live,
                                     std::vector<Adjoint<T>>& adjoints, const State* dfinal, FinalState* dinitial) {
   load_tokens(args.dout, h_, V_, nullptr, 0, dout_, Vp_);
-  const std::int64_t t = sequence_.first + first_, n_before = std::clamp<std::int64_t>(first_, 0, C_);
-  prefetch_rows(args.dout, t - n_before, n_before, V_);
-  prefetch_rows(v_in_, t - n_before, n_before, V_);
+  // What this piece writes at last, and what the one before it will read: its share of keys and queries too.
+  soon_ = {};
+  prefetch_rows(args.dv, h_, first_, V_);
+  prefetch_rows(args.dlevel_scales, h_, first_, Ls_);
+  prefetch_rows(args.dg, h_, first_, 1);
+  if (const std::int64_t before = first_ - C_; first_ > 0) {
+    prefetch_rows(args.dout, h_, before, V_);
+    prefetch_rows(v_in_, h_, before, V_);
+    prefetch_rows(scales_in_, h_, before, Ls_);
+    for (const ConstTensor* x : {&k_in_, &q_in_})
+      prefetch_rows(*x, group_, before, K_, h_ - first_head_, last_head_ - first_head_);
+  }
   transpose<T>(n_, V_, dout_, Vp_, doutt_, Cp_);
+  doutt_packed_ = {};
   transpose<T>(n_, V_, v_, Vp_, vt_, Cp_);
   std::fill(dscales_, dscales_ + n_ * Ls_, T(0));
   std::fill(dsums_.begin(), dsums_.end(), 0.0);
@@ -280,8 +290,8 @@ template <class Rule, class T>
 void Heads<Rule, T>::backward_inside() {
   const Lanes<T> d;
   const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
-  product<T>(n_, V_, n_, p_, 1, Cp_, dout_, Vp_, dv_, Vp_, {.part = Part::upper_a});
-  product<T>(n_, n_, V_, dout_, Vp_, 1, vt_, Cp_, dp_, Cp_, {.part = Part::lower_c});
+  multiply(n_, V_, n_, p_, 1, Cp_, dout_, Vp_, dv_, Vp_, {.part = Part::upper_a});
+  multiply(n_, n_, V_, dout_, Vp_, 1, vt_, Cp_, dp_, Cp_, {.part = Part::lower_c});
   std::fill(column_, column_ + Cp_, T(0));
   for (std::int64_t i = 0; i < n_; ++i) {
     fill_scales(i);
@@ -317,9 +327,9 @@ void Heads<Rule, T>::backward_build(const T* adjoint) {
   } else {
     scale_columns(V_, padded(n_), Cp_, to_end_, vt_, uet_);
   }
-  product<T>(K_, n_, V_, adjoint, Vp_, 1, uet_, Cp_, dkt_, Cp_, {.beta = 1});
+  multiply(K_, n_, V_, adjoint, Vp_, 1, uet_, Cp_, dkt_, Cp_, {.beta = 1});
 
-  product<T>(n_, V_, K_, k_, Kp_, 1, adjoint, Vp_, due_, Vp_);
+  multiply(n_, V_, K_, k_, Kp_, 1, adjoint, Vp_, due_, Vp_);
   for (std::int64_t i = 0; i < n_; ++i) {
     T *due = due_ + i * Vp_, *dv = dv_ + i * Vp_;
     const auto to_end = hn::Set(d, to_end_[i]);
@@ -338,8 +348,8 @@ void Heads<Rule, T>::backward_build(const T* adjoint) {
   }
   if constexpr (Rule::kErases) {
     // U = Tg V
-    product<T>(n_, n_, V_, due_, Vp_, 1, vt_, Cp_, dtg_, Cp_, {.part = Part::lower_c});
-    product<T>(n_, V_, n_, tg_, 1, Cp_, due_, Vp_, dv_, Vp_, {.beta = 1, .part = Part::upper_a});
+    multiply(n_, n_, V_, due_, Vp_, 1, vt_, Cp_, dtg_, Cp_, {.part = Part::lower_c});
+    multiply(n_, V_, n_, tg_, 1, Cp_, due_, Vp_, dv_, Vp_, {.beta = 1, .part = Part::upper_a});
   }
 }
 
@@ -349,7 +359,7 @@ template <class Rule, class T>
 void Heads<Rule, T>::backward_state(const Live<T>& state, Adjoint<T>& adjoint, bool full, bool merged) {
   const T* S = state.matrix.get();
   read_weights(state, found_);
-  product<T>(K_, n_, V_, S, Vp_, 1, doutt_, Cp_, x_, Cp_);
+  multiply(K_, n_, V_, S, Vp_, 1, doutt_, Cp_, x_, Cp_, {}, bf16::Rest::none, {.b = &doutt_packed_});
   clear_padding(weight_);
   add_scaled_columns(K_, padded(n_), Cp_, weight_, x_, qet_, dqet_, dots_);
   double reads = 0;
@@ -366,7 +376,8 @@ void Heads<Rule, T>::backward_state(const Live<T>& state, Adjoint<T>& adjoint, b
   if (!adjoint.matrix) {
     adjoint.matrix = take_matrix();
     adjoint.flow = reads;
-    product<T>(K_, V_, n_, qe_, 1, Kp_, scaled_, Vp_, adjoint.matrix.get(), Vp_);
+    multiply(K_, V_, n_, qe_, 1, Kp_, scaled_, Vp_, adjoint.matrix.get(), Vp_, {}, bf16::Rest::none,
+             {.a = &piece_->qet_packed});
     return;
   }
 
@@ -374,10 +385,10 @@ void Heads<Rule, T>::backward_state(const Live<T>& state, Adjoint<T>& adjoint, b
   const T decay = full ? static_cast<T>(std::exp(sums_[n_ - 1])) : T(1);
   if (erased) {
     const T minus = static_cast<T>(-std::exp(state.log_decay + sums_[n_ - 1]));
-    product<T>(V_, n_, K_, adjoint.matrix.get(), 1, Vp_, kt_, Cp_, yt_, Cp_);
-    product<T>(K_, n_, V_, S, Vp_, 1, yt_, Cp_, dwt_, Cp_, {.alpha = minus, .beta = 1});
+    multiply(V_, n_, K_, adjoint.matrix.get(), 1, Vp_, kt_, Cp_, yt_, Cp_);
+    multiply(K_, n_, V_, S, Vp_, 1, yt_, Cp_, dwt_, Cp_, {.alpha = minus, .beta = 1});
     transpose<T>(n_, V_, state.erased.get(), Vp_, zt_, Cp_);
-    product<T>(K_, n_, V_, adjoint.matrix.get(), Vp_, 1, zt_, Cp_, dkt_, Cp_, {.alpha = minus, .beta = 1});
+    multiply(K_, n_, V_, adjoint.matrix.get(), Vp_, 1, zt_, Cp_, dkt_, Cp_, {.alpha = minus, .beta = 1});
   }
   if (adjoint.matrix.use_count() > 1) {
     Matrix<T> copy = take_matrix();
@@ -385,10 +396,11 @@ void Heads<Rule, T>::backward_state(const Live<T>& state, Adjoint<T>& adjoint, b
     adjoint.matrix = std::move(copy);
   }
   // A decay of exactly zero must still clear the adjoint: beta = 0 means that it is not read, which is the same.
-  product<T>(K_, V_, n_, qe_, 1, Kp_, scaled_, Vp_, adjoint.matrix.get(), Vp_, {.beta = decay});
+  multiply(K_, V_, n_, qe_, 1, Kp_, scaled_, Vp_, adjoint.matrix.get(), Vp_, {.beta = decay}, bf16::Rest::none,
+           {.a = &piece_->qet_packed});
   if (erased) {
     transpose<T>(V_, n_, yt_, Cp_, y_, Vp_);
-    product<T>(K_, V_, n_, w_, 1, Kp_, y_, Vp_, adjoint.matrix.get(), Vp_, {.alpha = -decay, .beta = 1});
+    multiply(K_, V_, n_, w_, 1, Kp_, y_, Vp_, adjoint.matrix.get(), Vp_, {.alpha = -decay, .beta = 1});
   }
   adjoint.flow = merged ? std::exp(state.log_decay) * inner(S, adjoint.matrix.get()) : adjoint.flow + reads;
 }
@@ -419,21 +431,21 @@ void Heads<Rule, T>::backward_rule() {
   for (std::int64_t s = 0; s < n_; ++s) dsums_[s] -= column_[s];
   // P0 = QK mix
   transpose<T>(n_, n_, mix_, Cp_, cc_, Cp_);
-  product<T>(n_, n_, n_, dp_, Cp_, 1, cc_, Cp_, dqk_, Cp_, {.beta = 1, .part = Part::lower_a});
-  product<T>(n_, n_, n_, qk_, 1, Cp_, dp_, Cp_, dmix_, Cp_, {.beta = 1, .part = Part::upper_a});
+  multiply(n_, n_, n_, dp_, Cp_, 1, cc_, Cp_, dqk_, Cp_, {.beta = 1, .part = Part::lower_a});
+  multiply(n_, n_, n_, qk_, 1, Cp_, dp_, Cp_, dmix_, Cp_, {.beta = 1, .part = Part::upper_a});
   // Qe = Q - QK W
   take_queries();
   transpose<T>(n_, K_, w_, Kp_, wt_, Cp_);
-  product<T>(n_, n_, K_, rows_, Kp_, 1, wt_, Cp_, dqk_, Cp_, {.alpha = -1, .beta = 1, .part = Part::lower_c});
+  multiply(n_, n_, K_, rows_, Kp_, 1, wt_, Cp_, dqk_, Cp_, {.alpha = -1, .beta = 1, .part = Part::lower_c});
   transpose<T>(K_, n_, dwt_, Cp_, dw_, Kp_);
-  product<T>(n_, K_, n_, qk_, 1, Cp_, rows_, Kp_, dw_, Kp_, {.alpha = -1, .beta = 1, .part = Part::upper_a});
+  multiply(n_, K_, n_, qk_, 1, Cp_, rows_, Kp_, dw_, Kp_, {.alpha = -1, .beta = 1, .part = Part::upper_a});
   // W = mix K
-  product<T>(n_, n_, K_, dw_, Kp_, 1, kt_, Cp_, dmix_, Cp_, {.beta = 1, .part = Part::lower_c});
-  product<T>(n_, K_, n_, mix_, 1, Cp_, dw_, Kp_, dk_, Kp_, {.beta = 1, .part = Part::upper_a});
+  multiply(n_, n_, K_, dw_, Kp_, 1, kt_, Cp_, dmix_, Cp_, {.beta = 1, .part = Part::lower_c});
+  multiply(n_, K_, n_, mix_, 1, Cp_, dw_, Kp_, dk_, Kp_, {.beta = 1, .part = Part::upper_a});
   // mix from K K^T and beta
   Rule::mix_backward(Kernel(), n_, Cp_, kk_, beta_, inverse_, dmix_, dkk_, dbeta_, work_);
-  product<T>(n_, K_, n_, dkk_, Cp_, 1, k_, Kp_, dk_, Kp_, {.beta = 1, .part = Part::lower_a});
-  product<T>(n_, K_, n_, dkk_, 1, Cp_, k_, Kp_, dk_, Kp_, {.beta = 1, .part = Part::upper_a});
+  multiply(n_, K_, n_, dkk_, Cp_, 1, k_, Kp_, dk_, Kp_, {.beta = 1, .part = Part::lower_a});
+  multiply(n_, K_, n_, dkk_, 1, Cp_, k_, Kp_, dk_, Kp_, {.beta = 1, .part = Part::upper_a});
 }
 
 // dsums holds dg. Rows of open tokens go to `open`, or nowhere.
@@ -445,15 +457,19 @@ void Heads<Rule, T>::store_gates(const BackwardArgs& args, State::Open* open) co
       reinterpret_cast<T*>(open->g.data())[h_ * C_ + i] = static_cast<T>(dsums_[i]);
     if constexpr (Rule::kErases) store_open(open->beta, h_, 1, dbeta_, 1);
   }
-  const std::int64_t t = sequence_.first + first_;
+  const auto entry = [&](const Tensor& x, std::int64_t i) {
+    return static_cast<T*>(x.data) + log_linear::offset(x, sequence_.batch, sequence_.first + first_ + i, h_);
+  };
+  const Lanes<T> d;
+  const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
   for (std::int64_t i = skip_; i < n_; ++i) {
-    log_linear::put<double>(args.dg, log_linear::offset(args.dg, sequence_.batch, t + i, h_), dsums_[i]);
-    T* scales =
-        static_cast<T*>(args.dlevel_scales.data) + log_linear::offset(args.dlevel_scales, sequence_.batch, t + i, h_);
-    std::copy(dscales_ + i * Ls_, dscales_ + (i + 1) * Ls_, scales);
+    *entry(args.dg, i) = static_cast<T>(dsums_[i]);
+    if constexpr (Rule::kErases) *entry(args.dbeta, i) = dbeta_[i];
+    T* scales = entry(args.dlevel_scales, i);
+    for (std::int64_t l = 0; l < Ls_; l += N)
+      hn::BlendedStore(hn::LoadU(d, dscales_ + i * Ls_ + l), hn::FirstN(d, static_cast<std::size_t>(Ls_ - l)), d,
+                       scales + l);
     std::fill(scales + Ls_, scales + L_, T(0));
-    if constexpr (Rule::kErases)
-      log_linear::put<T>(args.dbeta, log_linear::offset(args.dbeta, sequence_.batch, t + i, h_), dbeta_[i]);
   }
 }
 

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/bf16_matrix.hpp"
 #include "base/exp-inl.h"
 #include "base/matrix-inl.h"
 #include "base/padding.hpp"
@@ -50,6 +51,37 @@ HWY_INLINE void exp_all(std::int64_t n, const T* x, T* y) {
     hn::StoreU(exp_or_nan(d, hn::LoadU(d, x + i)), d, y + i);
   }
 }
+
+// y[i] = exp(sign (from - x[i])) for i < n, and 1 up to the end of a block of kPad. sign: 1 or -1. Differences are
+// taken in double.
+template <class T>
+HWY_INLINE void decays_between(std::int64_t n, double sign, double from, const double* x, T* y) {
+  const hn::CappedTag<double, static_cast<std::size_t>(kPad)> d;
+  const hn::Rebind<T, decltype(d)> to;
+  const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
+  const auto by = hn::Set(d, sign), begin = hn::Set(d, sign * from);
+  for (std::int64_t i = 0; i < padded(n); i += N) {
+    const auto there = hn::FirstN(d, static_cast<std::size_t>(std::clamp<std::int64_t>(n - i, 0, N)));
+    const auto exponent = hn::IfThenElseZero(there, hn::NegMulAdd(by, hn::LoadU(d, x + i), begin));
+    if constexpr (std::is_same_v<T, double>)
+      hn::StoreU(exponent, to, y + i);
+    else
+      hn::StoreU(hn::DemoteTo(to, exponent), to, y + i);
+  }
+  exp_all(padded(n), y, y);
+}
+
+// bit_width(i XOR s) for i and s below kPad: the level through which a token reads another of its block.
+template <class Index>
+struct BlockLevels {
+  alignas(64) Index of[kPad][kPad];
+  constexpr BlockLevels() : of{} {
+    for (unsigned i = 0; i < kPad; ++i)
+      for (unsigned s = 0; s < kPad; ++s) of[i][s] = static_cast<Index>(std::bit_width(i ^ s));
+  }
+};
+template <class Index>
+inline constexpr BlockLevels<Index> kBlockLevels;
 
 // Sum of x[i] * y[i].
 template <class T>
@@ -134,6 +166,7 @@ struct Live {
   double log_decay = 0;
   Matrix<T> matrix;            // (K, Vp)
   Matrix<T> erased = nullptr;  // (C, Vp) W S of the piece after it, where backward() will want it
+  bf16::Packed packed = {};    // the matrix, once it was read in bfloat16
 };
 
 // The gradient of a live state, in the dense matrix; null where it is zero.
@@ -176,7 +209,9 @@ class Heads {
         open_(sequence.open_rows),
         Cp_(row_stride(sequence.chunk)),
         Kp_(row_stride(plan.sizes.K)),
-        Vp_(row_stride(columns.last - columns.first)) {}
+        Vp_(row_stride(columns.last - columns.first)),
+        bf16_(plan.sizes.dtype == DType::bf16 ? bf16_unit() : Bf16Unit::none),
+        bf16_scope_(bf16_) {}
 
   void forward(const Tensor& out, FinalState* final_state) {
     if (sequence_.tokens > 0) take_scratch(false);
@@ -196,10 +231,11 @@ class Heads {
           select(i, pieces_[i].first);
           load_head();
           load_reads();
-          product<T>(n_, V_, n_, p_, Cp_, 1, v_, Vp_, out_, Vp_, {.part = Part::lower_a});
-          for (const Live<T>& state : live) {
+          prefetch_next(out, i, count);
+          multiply(n_, V_, n_, p_, Cp_, 1, v_, Vp_, out_, Vp_, {.part = Part::lower_a});
+          for (Live<T>& state : live) {
             read_weights(state);
-            product<T>(n_, V_, K_, qe_, Kp_, 1, state.matrix.get(), Vp_, out_, Vp_, {.beta = 1, .row_scale = weight_});
+            read_state(qe_, piece_->qe_packed, state, out_, {.beta = 1, .row_scale = weight_}, bf16::Rest::none);
           }
           store_tokens(columns_of(out, columns_), h_, V_, out_, Vp_);
           if (n_ < C_ || (first_ + n_ == sequence_.tokens && !final_state)) continue;
@@ -231,6 +267,42 @@ class Heads {
  private:
   using Kernel = MatrixKernel<T>;
 
+  // Operands of a product that others take too: packed once, where products are bfloat16 ones. rests: of both.
+  struct Shared {
+    bf16::Packed *a = nullptr, *b = nullptr;
+    bool rests = false;
+  };
+
+  void multiply(std::int64_t M, std::int64_t N, std::int64_t K, const T* a, std::int64_t a_row, std::int64_t a_col,
+                const T* b, std::int64_t ldb, T* c, std::int64_t ldc, Epilogue<T> e = {},
+                bf16::Rest rest = bf16::Rest::none, Shared shared = {}) {
+    e.prefetch = &soon_;
+    if constexpr (std::is_same_v<T, float>)
+      if (bf16_ != Bf16Unit::none) {
+        if (!shared.a && !shared.b) return bf16::product(M, N, K, a, a_row, a_col, b, ldb, c, ldc, e, rest);
+        bf16::Packed own_a, own_b;
+        bf16::Packed &packed_a = shared.a ? *shared.a : own_a, &packed_b = shared.b ? *shared.b : own_b;
+        if (!packed_a)
+          packed_a = bf16::pack_a(M, K, a, a_row, a_col,
+                                  shared.a ? shared.rests : rest == bf16::Rest::a || rest == bf16::Rest::both);
+        if (!packed_b)
+          packed_b =
+              bf16::pack_b(K, N, b, ldb, shared.b ? shared.rests : rest == bf16::Rest::b || rest == bf16::Rest::both);
+        return bf16::product(M, N, K, packed_a, packed_b, c, ldc, e, rest);
+      }
+    product<T>(M, N, K, a, a_row, a_col, b, ldb, c, ldc, e);
+  }
+
+  // c (n, V) = A S for A (n, K) that is used for several states, as the state is for several A.
+  void read_state(const T* a, bf16::Packed& packed, Live<T>& state, T* c, const Epilogue<T>& e, bf16::Rest rest) {
+    multiply(n_, V_, K_, a, Kp_, 1, state.matrix.get(), Vp_, c, Vp_, e, rest, {&packed, &state.packed, Rule::kErases});
+  }
+
+  // c (K, V) = K^T b for b (n, V): what goes into a state, with what rounding would take away.
+  void write_state(const T* b, T* c, const Epilogue<T>& e = {}) {
+    multiply(K_, V_, n_, kt_, Cp_, 1, b, Vp_, c, Vp_, e, bf16::Rest::b, {.a = &piece_->kt_packed});
+  }
+
   // One allocation, cut up. Matrices are (rows, padded columns).
   void take_scratch(bool backward) {
     const std::int64_t CC = C_ * Cp_, CK = C_ * Kp_, CV = C_ * Vp_, KC = K_ * Cp_, VC = V_ * Cp_;
@@ -243,15 +315,15 @@ class Heads {
                               {&beta_, Cp_},
                               {&gamma_, Cp_},
                               {&to_end_, Cp_},
-                              {&exponent_, Cp_},
+                              {&token_decay_, Cp_},
                               {&weight_, Cp_},
                               {&p_, CC},
                               {&decay_, CC},
                               {&out_, CV},
                               {&scale_row_, Cp_},
                               {&from_block_, Cp_},
-                              {&to_block_end_, Cp_},
-                              {&scales_, padded(C_ * Ls_)}};
+                              {&to_block_end_, kPad},
+                              {&scales_, padded(C_ * Ls_ + kPad)}};
     pieces_.resize(last_head_ - first_head_ > 1 && !backward ? kPiecesTogether : 1);
     for (Piece& piece : pieces_) {
       const std::vector<Cut> more = {
@@ -270,7 +342,7 @@ class Heads {
                                      {&scaled_, CV}, {&due_, CV},     {&dp_, CC},
                                      {&dqk_, CC},    {&read_, Cp_},   {&dq_, CK},
                                      {&dk_, CK},     {&rows_, CK},    {&dots_, Cp_},
-                                     {&found_, Cp_}, {&column_, Cp_}, {&dscales_, padded(C_ * Ls_)}};
+                                     {&found_, Cp_}, {&column_, Cp_}, {&dscales_, padded(C_ * Ls_ + kPad)}};
       parts.insert(parts.end(), more.begin(), more.end());
       if (Rule::kErases) {
         const std::vector<Cut> erase = {{&dwt_, KC},  {&wt_, KC},  {&dw_, CK},       {&dtg_, CC},
@@ -287,7 +359,7 @@ class Heads {
       *part.to = at;
       at += padded(part.size);
     }
-    sums_.resize(C_);
+    sums_.resize(padded(C_));
     dsums_.resize(C_);
   }
 
@@ -298,6 +370,7 @@ class Heads {
   // Makes the piece at token `first` the current one, its queries and keys in pieces_[i].
   void select(std::size_t i, std::int64_t first) {
     Piece& piece = pieces_[i];
+    piece_ = &piece;
     piece.first = first_ = first;
     n_ = piece_length(first);
     skip_ = std::max<std::int64_t>(0, -first);
@@ -313,35 +386,38 @@ class Heads {
   }
 
   void load_keys() {
+    piece_->kt_packed = {};
     load_tokens(k_in_, group_, K_, open_ ? open_row(open_->k, group_, K_) : nullptr, K_, k_, Kp_);
     transpose<T>(n_, K_, k_, Kp_, kt_, Cp_);
-    if constexpr (Rule::kErases) product<T>(n_, n_, K_, k_, Kp_, 1, kt_, Cp_, kk_, Cp_, {.part = Part::lower_c});
+    if constexpr (Rule::kErases) multiply(n_, n_, K_, k_, Kp_, 1, kt_, Cp_, kk_, Cp_, {.part = Part::lower_c});
   }
 
   void load_queries() {
+    piece_->qe_packed = piece_->qet_packed = {};
     load_tokens(q_in_, group_, K_, nullptr, 0, q_, Kp_);
-    product<T>(n_, n_, K_, q_, Kp_, 1, kt_, Cp_, qk_, Cp_, {.part = Part::lower_c});
+    multiply(n_, n_, K_, q_, Kp_, 1, kt_, Cp_, qk_, Cp_, {.part = Part::lower_c});
   }
 
   // Values and gates of the current head.
   void load_head() {
-    const std::int64_t t = sequence_.first + first_;
     load_tokens(v_in_, h_, V_, open_ ? open_row(open_->v, h_, state_V_) + columns_.first : nullptr, state_V_, v_, Vp_);
-    prefetch_rows(v_in_, t + n_, std::min(C_, sequence_.tokens - first_ - n_), V_);
     // Decays are sums inside the piece, in double: differences of them lose nothing.
     double sum = 0;
-    for (std::int64_t i = 0; i < n_; ++i)
-      sums_[i] = sum += log_linear::bounded_decay(gate(g_in_, open_ ? &open_->g : nullptr, i));
-    for (std::int64_t i = 0; i < n_; ++i) exponent_[i] = static_cast<T>(sums_[i]);
-    clear_padding(exponent_);
-    exp_all(n_, exponent_, gamma_);
-    for (std::int64_t i = 0; i < n_; ++i) exponent_[i] = static_cast<T>(sum - sums_[i]);
-    exp_all(n_, exponent_, to_end_);
+    for (std::int64_t i = 0; i < n_; ++i) {
+      const double g = log_linear::bounded_decay(gate(g_in_, open_ ? &open_->g : nullptr, i));
+      sums_[i] = sum += g;
+      token_decay_[i] = static_cast<T>(g);
+    }
+    for (std::int64_t i = n_; i < padded(n_); ++i) token_decay_[i] = T(0);
+    exp_all(n_, token_decay_, token_decay_);
+    decays_between(n_, -1, 0, sums_.data(), gamma_);
+    decays_between(n_, 1, sum, sums_.data(), to_end_);
 
     if constexpr (Rule::kErases) {
       for (std::int64_t i = 0; i < n_; ++i) beta_[i] = gate(beta_in_, open_ ? &open_->beta : nullptr, i);
       Rule::mix(Kernel(), n_, Cp_, kk_, beta_, inverse_, mix_);
-      product<T>(n_, K_, n_, mix_, Cp_, 1, k_, Kp_, w_, Kp_, {.part = Part::lower_a});
+      multiply(n_, K_, n_, mix_, Cp_, 1, k_, Kp_, w_, Kp_, {.part = Part::lower_a}, bf16::Rest::a);
+      w_packed_ = {};
       fill_decay();
       for (std::int64_t i = 0; i < n_; ++i) {
         const T *decay = decay_ + i * Cp_, *mix = mix_ + i * Cp_;
@@ -355,14 +431,20 @@ class Heads {
   // What reading needs in addition: P, the effective queries, the level scales.
   void load_reads() {
     std::fill(scales_, scales_ + skip_ * Ls_, T(0));
+    const Lanes<T> d;
+    const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
     for (std::int64_t i = skip_; i < n_; ++i) {
       const T* scales = static_cast<const T*>(scales_in_.data) + gate_offset(scales_in_, sequence_.first + first_ + i);
-      std::copy(scales, scales + Ls_, scales_ + i * Ls_);
+      for (std::int64_t l = 0; l < Ls_; l += N)  // the last vector runs into the next row, which comes next
+        hn::StoreU(hn::MaskedLoad(hn::FirstN(d, static_cast<std::size_t>(Ls_ - l)), d, scales + l), d,
+                   scales_ + i * Ls_ + l);
     }
     if constexpr (Rule::kErases) {
-      product<T>(n_, n_, n_, qk_, Cp_, 1, mix_, Cp_, p0_, Cp_, {.part = Part::lower_a});
+      multiply(n_, n_, n_, qk_, Cp_, 1, mix_, Cp_, p0_, Cp_, {.part = Part::lower_a}, bf16::Rest::both);
       std::copy(q_, q_ + n_ * Kp_, qe_);
-      product<T>(n_, K_, n_, qk_, Cp_, 1, w_, Kp_, qe_, Kp_, {.alpha = -1, .beta = 1, .part = Part::lower_a});
+      multiply(n_, K_, n_, qk_, Cp_, 1, w_, Kp_, qe_, Kp_, {.alpha = -1, .beta = 1, .part = Part::lower_a},
+               bf16::Rest::both);
+      piece_->qe_packed = piece_->qet_packed = {};
     } else {
       fill_decay();
     }
@@ -370,30 +452,39 @@ class Heads {
       fill_scales(i);
       const T *p0 = p0_ + i * Cp_, *decay = decay_ + i * Cp_;
       T* p = p_ + i * Cp_;
-      for (std::int64_t s = 0; s <= i; ++s) p[s] = p0[s] * decay[s] * scale_row_[s];
+      for (std::int64_t s = 0; s <= i; s += N)  // entries above the diagonal mean nothing
+        hn::StoreU(hn::Mul(hn::Mul(hn::LoadU(d, p0 + s), hn::LoadU(d, decay + s)), hn::LoadU(d, scale_row_ + s)), d,
+                   p + s);
     }
   }
 
-  // decay[i, s] = exp(sum of g over s < . <= i) for s <= i. Blocks of kPad columns: the exponential itself where row
-  // and column share a block; elsewhere the product of three decays, end of the column's block among them, all of them
-  // <= 1.
+  // decay[i, s] = exp(sum of g over s < . <= i) for s <= i. Blocks of kPad columns: where row and column share a block,
+  // the row before times the token's own decay; elsewhere the product of two decays, to the end of the column's block
+  // and on from there. Few factors, so that their rounding does not add up.
   void fill_decay() {
+    const Lanes<T> d;
+    const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
     for (std::int64_t first = 0; first < n_; first += kPad) {
       const std::int64_t end = std::min(first + kPad, n_);
-      for (std::int64_t i = first; i < end; ++i) {
-        for (std::int64_t s = 0; s < kPad; ++s)
-          exponent_[s] = first + s <= i ? static_cast<T>(sums_[i] - sums_[first + s]) : T(0);
-        exp_all(i + 1 - first, exponent_, decay_ + i * Cp_ + first);
+      for (std::int64_t s = 0; s < kPad; s += N) hn::StoreU(hn::Set(d, T(1)), d, decay_ + first * Cp_ + first + s);
+      for (std::int64_t i = first + 1; i < end; ++i) {
+        const auto by = hn::Set(d, token_decay_[i]);
+        T* before = decay_ + (i - 1) * Cp_ + first;
+        for (std::int64_t s = 0; s < kPad; s += N) {
+          const auto older = hn::FirstN(d, static_cast<std::size_t>(std::clamp<std::int64_t>(i - first - s, 0, N)));
+          hn::StoreU(hn::IfThenElse(older, hn::Mul(by, hn::LoadU(d, before + s)), hn::Set(d, T(1))), d,
+                     before + Cp_ + s);
+        }
       }
       // The rows below: from the row back to the end of the block, and from there to the column.
       if (end == n_) break;
-      for (std::int64_t s = first; s < end; ++s) exponent_[s - first] = static_cast<T>(sums_[end - 1] - sums_[s]);
-      exp_all(kPad, exponent_, to_block_end_);
-      for (std::int64_t i = end; i < n_; ++i) exponent_[i] = static_cast<T>(sums_[i] - sums_[end - 1]);
-      clear_padding(exponent_);
-      exp_all(n_ - end, exponent_ + end, from_block_ + end);
-      for (std::int64_t i = end; i < n_; ++i)
-        for (std::int64_t s = 0; s < kPad; ++s) decay_[i * Cp_ + first + s] = from_block_[i] * to_block_end_[s];
+      decays_between(kPad, 1, sums_[end - 1], sums_.data() + first, to_block_end_);
+      decays_between(n_ - end, -1, sums_[end - 1], sums_.data() + end, from_block_ + end);
+      for (std::int64_t i = end; i < n_; ++i) {
+        const auto from = hn::Set(d, from_block_[i]);
+        for (std::int64_t s = 0; s < kPad; s += N)
+          hn::StoreU(hn::Mul(from, hn::Load(d, to_block_end_ + s)), d, decay_ + i * Cp_ + first + s);
+      }
     }
   }
 
@@ -411,31 +502,62 @@ class Heads {
 
   std::int64_t level(std::int64_t l) const { return std::min(l, Ls_ - 1); }
 
-  // scale_row[s] = level_scales[i, level(i, s)] for s <= i.
+  // scale_row[s] = level_scales[i, level(i, s)] for s <= i. Tokens of another block of kPad are read through one level.
   void fill_scales(std::int64_t i) {
-    for_runs(i, [&](std::int64_t l, std::int64_t s0, std::int64_t s1) HWY_ATTR {
-      const T scale = scales_[i * Ls_ + l];
-      for (std::int64_t s = s0; s < s1; ++s) scale_row_[s] = scale;
-    });
+    const Lanes<T> d;
+    const hn::RebindToSigned<Lanes<T>> index;
+    using Index = hn::TFromD<decltype(index)>;
+    const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
+    const T* scales = scales_ + i * Ls_;
+    const std::int64_t own = i / kPad;
+    for (std::int64_t block = 0; block < own; ++block) {
+      constexpr int kInside = std::countr_zero(static_cast<std::uint64_t>(kPad));
+      const auto scale = hn::Set(d, scales[level(std::bit_width(static_cast<std::uint64_t>(block ^ own)) + kInside)]);
+      for (std::int64_t s = 0; s < kPad; s += N) hn::StoreU(scale, d, scale_row_ + block * kPad + s);
+    }
+    for (std::int64_t s = 0; s < kPad; s += N) {
+      const auto l =
+          hn::Min(hn::Load(index, kBlockLevels<Index>.of[i % kPad] + s), hn::Set(index, static_cast<Index>(Ls_ - 1)));
+      hn::StoreU(hn::GatherIndex(d, scales, l), d, scale_row_ + own * kPad + s);
+    }
   }
 
   // found[i] = the decay between a live state and token i; weight[i] = that times the level scale.
   void read_weights(const Live<T>& state, T* found = nullptr) {
-    for (std::int64_t i = 0; i < n_; ++i) exponent_[i] = static_cast<T>(state.log_decay + sums_[i]);
-    clear_padding(exponent_);
-    exp_all(n_, exponent_, weight_);
-    if (found) std::copy(weight_, weight_ + n_, found);
+    const T decay = static_cast<T>(std::exp(state.log_decay));
     const std::int64_t l = level(state.bit + 1);
-    for (std::int64_t i = 0; i < n_; ++i) weight_[i] *= scales_[i * Ls_ + l];
+    for (std::int64_t i = 0; i < n_; ++i) {
+      const T to_token = decay * gamma_[i];
+      if (found) found[i] = to_token;
+      weight_[i] = to_token * scales_[i * Ls_ + l];
+    }
   }
 
-  // Rows of a head lie far apart, which hardware does not foresee.
-  void prefetch_rows(const ConstTensor& x, std::int64_t t, std::int64_t n, std::int64_t width) const {
-    const std::int64_t element = static_cast<std::int64_t>(size_of(x.dtype));
-    for (std::int64_t i = 0; i < n; ++i) {
-      const char* row = static_cast<const char*>(x.data) + gate_offset(x, t + i) * element;
-      for (std::int64_t at = 0; at < width * element; at += 64) __builtin_prefetch(row + at, 0, 2);
-    }
+  // Rows of head h for the tokens of the piece that begins at token `first`: share `part` of `parts`.
+  template <class Tensor>
+  void prefetch_rows(const Tensor& x, std::int64_t h, std::int64_t first, std::int64_t width, std::int64_t part = 0,
+                     std::int64_t parts = 1) {
+    if (first >= sequence_.tokens) return;
+    const std::int64_t element = static_cast<std::int64_t>(size_of(x.dtype)), begin = std::max<std::int64_t>(first, 0),
+                       rows = first + piece_length(first) - begin, from = rows * part / parts;
+    soon_.add(static_cast<const char*>(x.data) +
+                  log_linear::offset(x, sequence_.batch, sequence_.first + begin + from, h) * element,
+              rows * (part + 1) / parts - from, x.stride[1] * element, width * element);
+  }
+
+  // What piece i of `count` of the current head writes at last, and what the one after it in forward() reads.
+  void prefetch_next(const Tensor& out, std::size_t i, std::size_t count) {
+    soon_ = {};
+    prefetch_rows(out, h_, first_, V_);
+    const bool last_head = h_ + 1 == last_head_;
+    std::int64_t h = h_, first = first_ + n_;
+    if (i + 1 == count) h = last_head ? first_head_ : h_ + 1, first = last_head ? first : pieces_[0].first;
+    prefetch_rows(v_in_, h, first, V_);
+    prefetch_rows(scales_in_, h, first, Ls_);
+    // Every head its share of the keys and queries of the next round.
+    const std::int64_t next = first_ + static_cast<std::int64_t>(count) * C_;
+    for (const ConstTensor* x : {&k_in_, &q_in_})
+      prefetch_rows(*x, group_, next, K_, h_ - first_head_, last_head_ - first_head_);
   }
 
   void clear_padding(T* x) const {
@@ -488,13 +610,14 @@ class Heads {
           (*before)[i].erased = Pool<T>::take(static_cast<std::size_t>(C_ * Vp_));
           erased = (*before)[i].erased.get();
         }
-        product<T>(n_, V_, K_, w_, Kp_, 1, state.matrix.get(), Vp_, erased, Vp_);
+        read_state(w_, w_packed_, state, erased, {}, bf16::Rest::both);
         if (state.matrix.use_count() > 1) {  // kept for the backward sweep: change a copy
           Matrix<T> copy = take_matrix();
           std::copy(state.matrix.get(), state.matrix.get() + K_ * Vp_, copy.get());
           state.matrix = std::move(copy);
         }
-        product<T>(K_, V_, n_, kt_, Cp_, 1, erased, Vp_, state.matrix.get(), Vp_, {.alpha = -1, .beta = 1});
+        write_state(erased, state.matrix.get(), {.alpha = -1, .beta = 1});
+        state.packed = {};
       }
       state.log_decay += sums_[n_ - 1];
     }
@@ -502,7 +625,7 @@ class Heads {
         carry_of(live.size(), chunk_bit(sequence_.chunk), last_bit_, [&](std::size_t i) { return live[i].bit; });
     Live<T> fresh{carry.bit, 0, take_matrix()};
     effective_values(ue_);
-    product<T>(K_, V_, n_, kt_, Cp_, 1, ue_, Vp_, fresh.matrix.get(), Vp_);
+    write_state(ue_, fresh.matrix.get());
     for (; carry.merged > 0; --carry.merged, live.pop_back()) {
       const T decay = static_cast<T>(std::exp(live.back().log_decay));
       const T* from = live.back().matrix.get();
@@ -516,7 +639,7 @@ class Heads {
   // ue = diag(to_end) U, where U is what the tokens of the piece write.
   void effective_values(T* ue) {
     if constexpr (Rule::kErases) {
-      product<T>(n_, V_, n_, tg_, Cp_, 1, v_, Vp_, ue, Vp_, {.row_scale = to_end_, .part = Part::lower_a});
+      multiply(n_, V_, n_, tg_, Cp_, 1, v_, Vp_, ue, Vp_, {.row_scale = to_end_, .part = Part::lower_a}, bf16::Rest::a);
     } else {
       for (std::int64_t i = 0; i < n_; ++i)
         for (std::int64_t j = i * Vp_; j < i * Vp_ + V_; ++j) ue[j] = to_end_[i] * v_[j];
@@ -588,13 +711,16 @@ class Heads {
   const int last_bit_;               // states of this bit are read through the last level, with all older ones
   const State::Open* open_;          // the open tokens of the initial state
   const std::int64_t Cp_, Kp_, Vp_;  // from row to row of a matrix that is so wide
+  const Bf16Unit bf16_;              // what multiplies: bfloat16 inputs need no better
+  const bf16::Scope bf16_scope_;
 
   // What a piece of the sequence has in common for all heads of the group.
   struct Piece {
-    std::int64_t first = 0;  // token
-    T *q, *k;                // (n, K)
-    T* kt;                   // (K, n)
-    T *qk, *kk;              // (n, n) lower triangles of Q K^T and K K^T
+    std::int64_t first = 0;                         // token
+    T *q, *k;                                       // (n, K)
+    T* kt;                                          // (K, n)
+    T *qk, *kk;                                     // (n, n) lower triangles of Q K^T and K K^T
+    bf16::Packed kt_packed, qe_packed, qet_packed;  // (qe of the current head, where it is not q)
   };
   static constexpr std::size_t kPiecesTogether = 4;
   // Of states that backward() recomputes together. Erasing is dear to repeat: there it pays to keep more.
@@ -602,23 +728,27 @@ class Heads {
   std::vector<Piece> pieces_;
 
   // The current piece.
+  Piece* piece_ = nullptr;
   std::int64_t first_ = 0, n_ = 0;  // tokens [first, first + n) of the sequence, open ones before 0
   std::int64_t skip_ = 0;           // the first rows: those of open tokens
   std::vector<double> sums_;        // (n) sum of g up to and including each token
   std::vector<double> dsums_;       // (n) gradient in sums
+  Prefetch soon_;                   // rows that will be read or written after it
 
   Matrix<T> scratch_;
-  T *q_, *k_, *kt_, *qk_, *kk_;               // of pieces_
-  T* v_;                                      // (n, V)
-  T *beta_, *gamma_, *to_end_;                // (n) beta, exp(sums), exp(sum of g after each token)
-  T *mix_, *inverse_, *tg_;                   // (n, n) lower triangles; tg = decay * mix
-  T *p0_, *p_, *decay_;                       // (n, n) P without and with decay and scales
-  T *w_, *qe_;                                // (n, K) erase vectors and effective queries
-  T *ue_, *erased_, *out_;                    // (n, V)
-  T *scales_, *scale_row_;                    // (n, Ls), (n)
-  T *exponent_, *weight_, *found_;            // (n)
-  T *from_block_, *to_block_end_;             // (n)
-  T *dout_, *doutt_, *vt_, *uet_;             // (n, V) (V, n) (V, n) (V, n)
+  T *q_, *k_, *kt_, *qk_, *kk_;  // of pieces_
+  T* v_;                         // (n, V)
+  T *beta_, *gamma_, *to_end_;   // (n) beta, exp(sums), exp(sum of g after each token)
+  T *mix_, *inverse_, *tg_;      // (n, n) lower triangles; tg = decay * mix
+  T *p0_, *p_, *decay_;          // (n, n) P without and with decay and scales
+  T *w_, *qe_;                   // (n, K) erase vectors and effective queries
+  bf16::Packed w_packed_;
+  T *ue_, *erased_, *out_;             // (n, V)
+  T *scales_, *scale_row_;             // (n, Ls), (n)
+  T *token_decay_, *weight_, *found_;  // (n)
+  T *from_block_, *to_block_end_;      // (n)
+  T *dout_, *doutt_, *vt_, *uet_;      // (n, V) (V, n) (V, n) (V, n)
+  bf16::Packed doutt_packed_;
   T *dq_, *dk_, *rows_, *dw_;                 // (n, K)
   T *dqet_, *dkt_, *dwt_, *qet_, *wt_, *x_;   // (K, n)
   T *dv_, *due_, *y_, *scaled_;               // (n, V)

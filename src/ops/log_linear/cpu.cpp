@@ -75,6 +75,7 @@ constexpr std::size_t kKeepBytes = std::size_t{64} << 20;
 void trim_scratch() {
   Pool<float>::trim(kKeepBytes);
   Pool<double>::trim(kKeepBytes);
+  Pool<std::uint16_t>::trim(kKeepBytes);
 }
 
 }  // namespace

@@ -26,9 +26,15 @@ using loglinear::HWY_NAMESPACE::transpose;
 
 constexpr std::int64_t kSumTile = 64, kReadTile = 32;  // rows
 
+// From row to row of matrices with `heads` heads side by side: a product reads and writes whole vectors, and those of
+// the last head still belong to its row.
+constexpr std::int64_t heads_stride(std::int64_t heads, std::int64_t width) {
+  return row_stride((heads - 1) * width + padded(width));
+}
+
 template <class T>
-Matrix<T> scratch(std::int64_t rows, std::int64_t width) {
-  return Pool<T>::take(static_cast<std::size_t>(std::max<std::int64_t>(1, rows * row_stride(width))));
+Matrix<T> scratch(std::int64_t rows, std::int64_t stride) {
+  return Pool<T>::take(static_cast<std::size_t>(std::max<std::int64_t>(1, rows * stride)));
 }
 
 template <class T>
@@ -95,27 +101,26 @@ void feature_row(Feature feature, std::int64_t n, const T* x, T* y, T* slope = n
 // A tile of rows with all their heads to scratch memory, where rows are not a power of two apart: those would fall into
 // the same few sets of a cache.
 template <class T>
-void load(Rows<const T> from, std::int64_t first, std::int64_t count, std::int64_t width, T* to) {
-  for (std::int64_t r = 0; r < count; ++r) std::copy_n(from[first + r], width, to + r * row_stride(width));
+void load(Rows<const T> from, std::int64_t first, std::int64_t count, std::int64_t width, T* to, std::int64_t row) {
+  for (std::int64_t r = 0; r < count; ++r) std::copy_n(from[first + r], width, to + r * row);
 }
 
 template <class T>
 void features(Feature feature, Rows<const T> from, std::int64_t first, std::int64_t count, std::int64_t width, T* to,
-              T* slopes = nullptr) {
-  const std::int64_t row = row_stride(width);
+              std::int64_t row, T* slopes = nullptr) {
   for (std::int64_t r = 0; r < count; ++r)
     feature_row(feature, width, from[first + r], to + r * row, slopes ? slopes + r * row : nullptr);
 }
 
 template <class T>
 void add(const Inputs<T>& in, Sum sum, T sign, std::int64_t begin, std::int64_t count, const Matrices<T>& z) {
-  const std::int64_t H = in.heads, K = in.K, V = in.V, k_row = row_stride(H * K), v_row = row_stride(H * V);
-  const Matrix<T> phi_memory = scratch<T>(kSumTile, H * K), values_memory = scratch<T>(kSumTile, H * V);
+  const std::int64_t H = in.heads, K = in.K, V = in.V, k_row = heads_stride(H, K), v_row = heads_stride(H, V);
+  const Matrix<T> phi_memory = scratch<T>(kSumTile, k_row), values_memory = scratch<T>(kSumTile, v_row);
   T *const phi = phi_memory.get(), *const values = values_memory.get();
   for (std::int64_t first = begin; first < begin + count; first += kSumTile) {
     const std::int64_t rows = std::min(kSumTile, begin + count - first);
-    features(in.feature, sum == Sum::query_gradient ? in.q : in.k, first, rows, H * K, phi);
-    load(sum == Sum::query_gradient ? in.dout : in.v, first, rows, H * V, values);
+    features(in.feature, sum == Sum::query_gradient ? in.q : in.k, first, rows, H * K, phi, k_row);
+    load(sum == Sum::query_gradient ? in.dout : in.v, first, rows, H * V, values, v_row);
     for (std::int64_t h = 0; h < H; ++h) {
       const T *const a = phi + h * K, *const b = values + h * V;
       if (sum == Sum::state)
@@ -130,12 +135,12 @@ void add(const Inputs<T>& in, Sum sum, T sign, std::int64_t begin, std::int64_t 
 template <class T>
 void read(const Inputs<T>& in, bool candidates, std::int64_t begin, std::int64_t count, const Matrices<T>& z,
           Rows<T> out) {
-  const std::int64_t H = in.heads, K = in.K, V = in.V, k_row = row_stride(H * K), v_row = row_stride(H * V);
-  const Matrix<T> keys_memory = scratch<T>(kReadTile + 1, H * K), out_memory = scratch<T>(kReadTile, H * V);
+  const std::int64_t H = in.heads, K = in.K, V = in.V, k_row = heads_stride(H, K), v_row = heads_stride(H, V);
+  const Matrix<T> keys_memory = scratch<T>(kReadTile + 1, k_row), out_memory = scratch<T>(kReadTile, v_row);
   T *const q = keys_memory.get(), *const key = q + kReadTile * k_row, *const result = out_memory.get();
   for (std::int64_t first = begin; first < begin + count; first += kReadTile) {
     const std::int64_t rows = std::min(kReadTile, begin + count - first);
-    features(in.feature, in.q, first, rows, H * K, q);
+    features(in.feature, in.q, first, rows, H * K, q, k_row);
     for (std::int64_t h = 0; h < H; ++h)
       product<T>(rows, V, K, q + h * K, k_row, 1, z.of(h), z.stride, result + h * V, v_row);
     for (std::int64_t r = 0; r < rows; ++r) {
@@ -153,18 +158,18 @@ void read(const Inputs<T>& in, bool candidates, std::int64_t begin, std::int64_t
 template <class T>
 void backward(const Inputs<T>& in, bool candidates, std::int64_t begin, std::int64_t count, const Matrices<T>& z,
               const Matrices<T>& w, const Matrices<T>& w_transposed, Rows<T> dq, Rows<T> dk, Rows<T> dv) {
-  const std::int64_t H = in.heads, K = in.K, V = in.V, k_row = row_stride(H * K), v_row = row_stride(H * V);
-  const Matrix<T> keys_memory = scratch<T>(6 * kReadTile, H * K), values_memory = scratch<T>(3 * kReadTile, H * V);
+  const std::int64_t H = in.heads, K = in.K, V = in.V, k_row = heads_stride(H, K), v_row = heads_stride(H, V);
+  const Matrix<T> keys_memory = scratch<T>(6 * kReadTile, k_row), values_memory = scratch<T>(3 * kReadTile, v_row);
   T *const q = keys_memory.get(), *const k = q + kReadTile * k_row;
   T *const dphi_q = k + kReadTile * k_row, *const dphi_k = dphi_q + kReadTile * k_row;
   T *const q_slopes = dphi_k + kReadTile * k_row, *const k_slopes = q_slopes + kReadTile * k_row;
   T *const v = values_memory.get(), *const dout = v + kReadTile * v_row, *const dvalues = dout + kReadTile * v_row;
   for (std::int64_t first = begin; first < begin + count; first += kReadTile) {
     const std::int64_t rows = std::min(kReadTile, begin + count - first);
-    features(in.feature, in.q, first, rows, H * K, q, q_slopes);
-    features(in.feature, in.k, first, rows, H * K, k, k_slopes);
-    load(in.v, first, rows, H * V, v);
-    load(in.dout, first, rows, H * V, dout);
+    features(in.feature, in.q, first, rows, H * K, q, k_row, q_slopes);
+    features(in.feature, in.k, first, rows, H * K, k, k_row, k_slopes);
+    load(in.v, first, rows, H * V, v, v_row);
+    load(in.dout, first, rows, H * V, dout, v_row);
     for (std::int64_t h = 0; h < H; ++h) {
       const std::int64_t a = h * K, c = h * V;
       product<T>(rows, K, V, dout + c, v_row, 1, z.of(h), z.stride, dphi_q + a, k_row);

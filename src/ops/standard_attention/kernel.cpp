@@ -23,7 +23,7 @@ using attention::HWY_NAMESPACE::all_finite;
 using attention::HWY_NAMESPACE::copy_rows;
 using attention::HWY_NAMESPACE::scale_row;
 using attention::HWY_NAMESPACE::Scratch;
-using loglinear::HWY_NAMESPACE::Epilogue;
+using loglinear::Epilogue;
 using loglinear::HWY_NAMESPACE::product;
 using loglinear::HWY_NAMESPACE::transpose;
 

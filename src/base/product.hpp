@@ -1,0 +1,57 @@
+#pragma once
+// What the matrix kernels multiply: base/matrix-inl.h in the type of the matrices, base/bf16_matrix.hpp in bfloat16.
+
+#include <cstdint>
+
+namespace loglinear {
+
+// Rows of memory that will be used soon and lie further apart than hardware foresees. They are asked for a few lines at
+// a time between other work: a CPU has a dozen or so on their way at once, and whoever asks for more waits.
+class Prefetch {
+ public:
+  // `count` rows of `bytes` bytes from `first` on, `stride` bytes apart.
+  void add(const void* first, std::int64_t count, std::int64_t stride, std::int64_t bytes) {
+    if (count > 0 && lists_ < kLists) rows_[lists_++] = {static_cast<const char*>(first), count, stride, bytes};
+  }
+
+  void some(int lines) {
+    for (; lines > 0 && at_ < lists_; --lines) {
+      Rows& rows = rows_[at_];
+      __builtin_prefetch(rows.first + byte_, 0, 2);
+      byte_ += kLine;
+      if (byte_ < rows.bytes) continue;
+      byte_ = 0, rows.first += rows.stride;
+      if (--rows.count == 0) ++at_;
+    }
+  }
+
+ private:
+  static constexpr int kLists = 8, kLine = 64;
+  struct Rows {
+    const char* first;
+    std::int64_t count, stride, bytes;
+  };
+  Rows rows_[kLists];
+  int lists_ = 0, at_ = 0;
+  std::int64_t byte_ = 0;
+};
+
+// Which part of a product exists. Lower and upper are exact: entries on the other side are neither read nor multiplied
+// by zero, so that a NaN of a later token cannot reach an earlier one.
+enum class Part {
+  full,
+  lower_a,  // A[m, k] = 0 for k > m
+  upper_a,  // A[m, k] = 0 for k < m
+  lower_c,  // only C[m, n] with n <= m is wanted; other entries of C are unspecified
+};
+
+template <class T>
+struct Epilogue {
+  T alpha = 1;                   // C = beta C + alpha diag(row_scale) A B
+  T beta = 0;                    // 0: C is not read
+  const T* row_scale = nullptr;  // (M), or null for ones
+  Part part = Part::full;
+  Prefetch* prefetch = nullptr;  // what to ask for meanwhile
+};
+
+}  // namespace loglinear
