@@ -275,6 +275,45 @@ TEST(Chunk, EveryInstructionSet) {
   EXPECT_THROW(force_instruction_set("abacus"), Error);
 }
 
+// Products in bfloat16 round where products in float32 do not; with float32 inputs nothing changes.
+TEST(Chunk, Bfloat16InstructionsRunForBfloat16Inputs) {
+  const auto outputs = [&]<class E>(E, const std::string& name) {
+    force_instruction_set(name);
+    Problem<E> p({.T = 200, .G = 1, .H = 2, .K = 64, .V = 64, .L = 9}, 3);
+    log_linear::forward(p.forward_args());
+    return p.out.values();
+  };
+  for (const std::string& name : instruction_sets()) {
+    force_instruction_set(name);
+    if (bf16_unit() == Bf16Unit::none) continue;
+    EXPECT_NE(outputs(bfloat16(), name), outputs(bfloat16(), "avx512")) << name;
+    EXPECT_EQ(outputs(0.0f, name), outputs(0.0f, "avx512")) << name;
+  }
+  force_instruction_set("");
+}
+
+// What is not finite stays with its own token and those after it, with every instruction set.
+TEST(Chunk, NothingComesFromLaterTokens) {
+  for (const std::string& name : instruction_sets()) {
+    SCOPED_TRACE(name);
+    force_instruction_set(name);
+    for (Rule rule : kRules) {
+      constexpr std::int64_t kBad = 77;
+      Problem<bfloat16> p({.rule = rule, .T = 130, .G = 1, .H = 2, .K = 32, .V = 24, .L = 9}, 4);
+      log_linear::forward(p.forward_args());
+      const std::vector<double> clean = p.out.values();
+      std::vector<double> v = p.v.values();
+      v[static_cast<std::size_t>(kBad * 2 * 24 + 5)] = std::numeric_limits<double>::quiet_NaN();
+      p.v.set(v);
+      log_linear::forward(p.forward_args());
+      const std::vector<double> out = p.out.values();
+      for (std::int64_t i = 0; i < kBad * 2 * 24; ++i) ASSERT_EQ(out[i], clean[i]) << i;
+      EXPECT_TRUE(std::isnan(out[static_cast<std::size_t>(kBad * 2 * 24 + 5)]));
+    }
+  }
+  force_instruction_set("");
+}
+
 TEST(Chunk, RandomShapes) {
   rc::check([] {
     Shape shape;
