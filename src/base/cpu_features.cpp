@@ -65,10 +65,10 @@ bool dot_is_fast() { return false; }
 #endif
 
 bool available(const Named& n) {
+  // Once, before anything is forced: Highway forgets what it chose whenever it is told what to support.
+  static const std::int64_t targets = hwy::SupportedTargets() & HWY_TARGETS;
   static const bool dot = has_dot(), tiles = has_tiles();
-  hwy::SetSupportedTargetsForTest(0);
-  return (hwy::SupportedTargets() & HWY_TARGETS & n.target) != 0 && (n.bf16 != Bf16Unit::dot || dot) &&
-         (n.bf16 != Bf16Unit::tiles || tiles);
+  return (targets & n.target) != 0 && (n.bf16 != Bf16Unit::dot || dot) && (n.bf16 != Bf16Unit::tiles || tiles);
 }
 
 // The best unless one is named.
@@ -86,7 +86,6 @@ std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
   for (const Named& n : kNames)
     if (available(n)) names.push_back(n.name);
-  hwy::SetSupportedTargetsForTest(forced ? forced->target : 0);
   return names;
 }
 
