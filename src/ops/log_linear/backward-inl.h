@@ -460,15 +460,11 @@ void Heads<Rule, T>::store_gates(const BackwardArgs& args, State::Open* open) co
   const auto entry = [&](const Tensor& x, std::int64_t i) {
     return static_cast<T*>(x.data) + log_linear::offset(x, sequence_.batch, sequence_.first + first_ + i, h_);
   };
-  const Lanes<T> d;
-  const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
   for (std::int64_t i = skip_; i < n_; ++i) {
     *entry(args.dg, i) = static_cast<T>(dsums_[i]);
     if constexpr (Rule::kErases) *entry(args.dbeta, i) = dbeta_[i];
     T* scales = entry(args.dlevel_scales, i);
-    for (std::int64_t l = 0; l < Ls_; l += N)
-      hn::BlendedStore(hn::LoadU(d, dscales_ + i * Ls_ + l), hn::FirstN(d, static_cast<std::size_t>(Ls_ - l)), d,
-                       scales + l);
+    copy_few(Ls_, dscales_ + i * Ls_, scales);
     std::fill(scales + Ls_, scales + L_, T(0));
   }
 }

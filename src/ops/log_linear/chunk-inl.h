@@ -108,6 +108,16 @@ HWY_INLINE T sum_of(std::int64_t n, const T* x) {
   return total;
 }
 
+// A few elements, n not known before: no call, no vector beyond them.
+template <class T>
+HWY_INLINE void copy_few(std::int64_t n, const T* HWY_RESTRICT from, T* HWY_RESTRICT to) {
+  const hn::CappedTag<T, 4> d;
+  const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
+  std::int64_t i = 0;
+  for (; i + N <= n; i += N) hn::StoreU(hn::LoadU(d, from + i), d, to + i);
+  for (; i < n; ++i) to[i] = from[i];
+}
+
 // Rows t .. t + n of head h of x (B, T, heads, width) into `to` (n, ld); padding up to a whole vector is zero.
 template <class T>
 void load_rows(const ConstTensor& x, std::int64_t b, std::int64_t t, std::int64_t h, std::int64_t n, std::int64_t width,
@@ -231,7 +241,7 @@ class Heads {
           select(i, pieces_[i].first);
           load_head();
           load_reads();
-          prefetch_next(out, i, count);
+          prefetch_next(columns_of(out, columns_), i, count);
           multiply(n_, V_, n_, p_, Cp_, 1, v_, Vp_, out_, Vp_, {.part = Part::lower_a});
           for (Live<T>& state : live) {
             read_weights(state);
@@ -323,7 +333,7 @@ class Heads {
                               {&scale_row_, Cp_},
                               {&from_block_, Cp_},
                               {&to_block_end_, kPad},
-                              {&scales_, padded(C_ * Ls_ + kPad)}};
+                              {&scales_, padded(C_ * Ls_)}};
     pieces_.resize(last_head_ - first_head_ > 1 && !backward ? kPiecesTogether : 1);
     for (Piece& piece : pieces_) {
       const std::vector<Cut> more = {
@@ -342,7 +352,7 @@ class Heads {
                                      {&scaled_, CV}, {&due_, CV},     {&dp_, CC},
                                      {&dqk_, CC},    {&read_, Cp_},   {&dq_, CK},
                                      {&dk_, CK},     {&rows_, CK},    {&dots_, Cp_},
-                                     {&found_, Cp_}, {&column_, Cp_}, {&dscales_, padded(C_ * Ls_ + kPad)}};
+                                     {&found_, Cp_}, {&column_, Cp_}, {&dscales_, padded(C_ * Ls_)}};
       parts.insert(parts.end(), more.begin(), more.end());
       if (Rule::kErases) {
         const std::vector<Cut> erase = {{&dwt_, KC},  {&wt_, KC},  {&dw_, CK},       {&dtg_, CC},
@@ -435,9 +445,7 @@ class Heads {
     const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
     for (std::int64_t i = skip_; i < n_; ++i) {
       const T* scales = static_cast<const T*>(scales_in_.data) + gate_offset(scales_in_, sequence_.first + first_ + i);
-      for (std::int64_t l = 0; l < Ls_; l += N)  // the last vector runs into the next row, which comes next
-        hn::StoreU(hn::MaskedLoad(hn::FirstN(d, static_cast<std::size_t>(Ls_ - l)), d, scales + l), d,
-                   scales_ + i * Ls_ + l);
+      copy_few(Ls_, scales, scales_ + i * Ls_);
     }
     if constexpr (Rule::kErases) {
       multiply(n_, n_, n_, qk_, Cp_, 1, mix_, Cp_, p0_, Cp_, {.part = Part::lower_a}, bf16::Rest::both);
