@@ -116,7 +116,8 @@ void add_bench(CLI::App& app, Run& run) {
       ->check(CLI::IsMember({"f32", "bf16", "f64"}))
       ->capture_default_str();
   command->add_option("--threads", settings.threads, "0: all cores")->capture_default_str();
-  command->add_option("--isa", settings.isa, "amx, avx512_bf16, avx512, avx2, neon or baseline; default: the best that this CPU has");
+  command->add_option("--isa", settings.isa,
+                      "amx, avx512_bf16, avx512, avx2, neon or baseline; default: the best that this CPU has");
   command->add_option("--chunk", settings.chunk, "tokens in a chunk, a power of two up to 256; 0: chosen")
       ->capture_default_str();
   command->add_option("--seconds", settings.seconds, "of timing a case, after it was checked")->capture_default_str();
