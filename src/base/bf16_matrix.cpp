@@ -44,6 +44,16 @@ LOGLINEAR_DOT inline __m512 rest_of(__m512 x) {
   return _mm512_maskz_sub_ps(finite, x, _mm512_castsi512_ps(wide));
 }
 
+// The rests of two vectors. seen: gathers the bits of all of them.
+struct Rests {
+  __m512 first, second;
+};
+LOGLINEAR_DOT inline Rests rests_of(__m512 x, __m512 y, __m512i& seen) {
+  const Rests rests{rest_of(x), rest_of(y)};
+  seen = _mm512_or_si512(seen, _mm512_castps_si512(_mm512_or_ps(rests.first, rests.second)));
+  return rests;
+}
+
 LOGLINEAR_DOT inline bool any(__m512i x) { return _mm512_test_epi32_mask(x, x) != 0; }
 
 LOGLINEAR_DOT inline __mmask16 first(std::int64_t n) {
@@ -91,7 +101,7 @@ template <bool kRest>
 LOGLINEAR_DOT void pack_rows(std::int64_t M, std::int64_t K, const float* a, std::int64_t a_row, Part part,
                              Packed& to) {
   const std::int64_t depth = tiles(K, kDepth);
-  __m512i rests = _mm512_setzero_si512();
+  __m512i seen = _mm512_setzero_si512();
   for (std::int64_t mt = 0; mt < tiles(M, kSide); ++mt) {
     const Range range = depth_of(part, mt, depth);
     for (std::int64_t r = 0; r < kSide; ++r) {
@@ -107,14 +117,13 @@ LOGLINEAR_DOT void pack_rows(std::int64_t M, std::int64_t K, const float* a, std
         const std::int64_t at = (mt * depth + kt) * kTile + r * kDepth;
         _mm512_store_si512(to.high + at, (__m512i)_mm512_cvtne2ps_pbh(x1, x0));
         if constexpr (kRest) {
-          const __m512 r0 = rest_of(x0), r1 = rest_of(x1);
-          rests = _mm512_or_si512(rests, _mm512_or_si512(_mm512_castps_si512(r0), _mm512_castps_si512(r1)));
-          _mm512_store_si512(to.rest + at, (__m512i)_mm512_cvtne2ps_pbh(r1, r0));
+          const Rests rests = rests_of(x0, x1, seen);
+          _mm512_store_si512(to.rest + at, (__m512i)_mm512_cvtne2ps_pbh(rests.second, rests.first));
         }
       }
     }
   }
-  if (kRest && !any(rests)) to.rest = nullptr;
+  if (kRest && !any(seen)) to.rest = nullptr;
 }
 
 // A with unit stride along m.
@@ -122,7 +131,7 @@ template <bool kRest>
 LOGLINEAR_DOT void pack_columns(std::int64_t M, std::int64_t K, const float* a, std::int64_t a_col, Part part,
                                 Packed& to) {
   const std::int64_t depth = tiles(K, kDepth);
-  __m512i rests = _mm512_setzero_si512();
+  __m512i seen = _mm512_setzero_si512();
   for (std::int64_t mt = 0; mt < tiles(M, kSide); ++mt) {
     const Range range = depth_of(part, mt, depth);
     for (std::int64_t kt = range.first; kt < range.last; ++kt) {
@@ -139,16 +148,15 @@ LOGLINEAR_DOT void pack_columns(std::int64_t M, std::int64_t K, const float* a, 
         const __m512 x0 = load(kt * kDepth + 2 * p), x1 = load(kt * kDepth + 2 * p + 1);
         high[p] = pairs_of(x0, x1);
         if constexpr (kRest) {
-          const __m512 r0 = rest_of(x0), r1 = rest_of(x1);
-          rests = _mm512_or_si512(rests, _mm512_or_si512(_mm512_castps_si512(r0), _mm512_castps_si512(r1)));
-          rest[p] = pairs_of(r0, r1);
+          const Rests rests = rests_of(x0, x1, seen);
+          rest[p] = pairs_of(rests.first, rests.second);
         }
       }
       store_transposed(high, to.high + (mt * depth + kt) * kTile);
       if constexpr (kRest) store_transposed(rest, to.rest + (mt * depth + kt) * kTile);
     }
   }
-  if (kRest && !any(rests)) to.rest = nullptr;
+  if (kRest && !any(seen)) to.rest = nullptr;
 }
 
 // B. keep_out: rows that are not finite become zero and go to `not_finite`.
@@ -169,7 +177,7 @@ LOGLINEAR_DOT void pack_b_rows(std::int64_t K, std::int64_t N, const float* b, s
   const auto out = [&](std::int64_t k) {
     return k >= K || (!not_finite.empty() && std::binary_search(not_finite.begin(), not_finite.end(), k));
   };
-  __m512i rests = _mm512_setzero_si512();
+  __m512i seen = _mm512_setzero_si512();
   for (std::int64_t kt = 0; kt < depth; ++kt)
     for (std::int64_t p = 0; p < kSide; ++p) {
       const std::int64_t k = kt * kDepth + 2 * p;
@@ -180,13 +188,12 @@ LOGLINEAR_DOT void pack_b_rows(std::int64_t K, std::int64_t N, const float* b, s
         const std::int64_t at = (n * depth + kt) * kTile + p * kDepth;
         _mm512_store_si512(to.high + at, pairs_of(x0, x1));
         if constexpr (kRest) {
-          const __m512 r0 = rest_of(x0), r1 = rest_of(x1);
-          rests = _mm512_or_si512(rests, _mm512_or_si512(_mm512_castps_si512(r0), _mm512_castps_si512(r1)));
-          _mm512_store_si512(to.rest + at, pairs_of(r0, r1));
+          const Rests rests = rests_of(x0, x1, seen);
+          _mm512_store_si512(to.rest + at, pairs_of(rests.first, rests.second));
         }
       }
     }
-  if (kRest && !any(rests)) to.rest = nullptr;
+  if (kRest && !any(seen)) to.rest = nullptr;
 }
 
 // A block of up to 2 x 2 tiles of C, 32 floats from row to row.
@@ -390,8 +397,7 @@ Packed pack_b(std::int64_t K, std::int64_t N, const float* b, std::int64_t ldb, 
 
 void product(std::int64_t M, std::int64_t N, std::int64_t K, const Packed& a, const Packed& b, float* c,
              std::int64_t ldc, const Epilogue<float>& e, Rest rest) {
-  const bool a_rest = a.rest && (rest == Rest::a || rest == Rest::both),
-             b_rest = b.rest && (rest == Rest::b || rest == Rest::both);
+  const bool a_rest = a.rest && of_a(rest), b_rest = b.rest && of_b(rest);
   constexpr int kLines = 16;  // that come while a block is computed
   const auto& blocks = unit == Bf16Unit::tiles ? kTileBlocks : kDotBlocks;
   const std::int64_t rows = tiles(M, kSide), columns = tiles(N, kSide), depth = tiles(K, kDepth), next = depth * kTile;
@@ -425,8 +431,8 @@ void product(std::int64_t M, std::int64_t N, std::int64_t K, const Packed& a, co
 void product(std::int64_t M, std::int64_t N, std::int64_t K, const float* a, std::int64_t a_row, std::int64_t a_col,
              const float* b, std::int64_t ldb, float* c, std::int64_t ldc, const Epilogue<float>& e, Rest rest) {
   const bool triangle = e.part == Part::lower_a || e.part == Part::upper_a;
-  const Packed pa = pack_a_part(M, K, a, a_row, a_col, e.part, rest == Rest::a || rest == Rest::both);
-  const Packed pb = pack_b_part(K, N, b, ldb, triangle, rest == Rest::b || rest == Rest::both);
+  const Packed pa = pack_a_part(M, K, a, a_row, a_col, e.part, of_a(rest));
+  const Packed pb = pack_b_part(K, N, b, ldb, triangle, of_b(rest));
   product(M, N, K, pa, pb, c, ldc, e, rest);
   if (!triangle) return;
   for (const std::int64_t k : not_finite) add_row(M, N, k, a + k * a_col, a_row, b + k * ldb, c, ldc, e);

@@ -27,6 +27,8 @@ class Scope {
 // Of which operand of a product what rounding takes away is kept, as another bfloat16: that makes its rounding 2^-17 in
 // place of 2^-9, for another product unless there is nothing to keep.
 enum class Rest { none, a, b, both };
+constexpr bool of_a(Rest rest) { return rest == Rest::a || rest == Rest::both; }
+constexpr bool of_b(Rest rest) { return rest == Rest::b || rest == Rest::both; }
 
 // An operand as the instructions take it, for several products. Belongs to the thread that made it.
 struct Packed {

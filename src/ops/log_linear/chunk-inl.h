@@ -292,12 +292,8 @@ class Heads {
         if (!shared.a && !shared.b) return bf16::product(M, N, K, a, a_row, a_col, b, ldb, c, ldc, e, rest);
         bf16::Packed own_a, own_b;
         bf16::Packed &packed_a = shared.a ? *shared.a : own_a, &packed_b = shared.b ? *shared.b : own_b;
-        if (!packed_a)
-          packed_a = bf16::pack_a(M, K, a, a_row, a_col,
-                                  shared.a ? shared.rests : rest == bf16::Rest::a || rest == bf16::Rest::both);
-        if (!packed_b)
-          packed_b =
-              bf16::pack_b(K, N, b, ldb, shared.b ? shared.rests : rest == bf16::Rest::b || rest == bf16::Rest::both);
+        if (!packed_a) packed_a = bf16::pack_a(M, K, a, a_row, a_col, shared.a ? shared.rests : of_a(rest));
+        if (!packed_b) packed_b = bf16::pack_b(K, N, b, ldb, shared.b ? shared.rests : of_b(rest));
         return bf16::product(M, N, K, packed_a, packed_b, c, ldc, e, rest);
       }
     product<T>(M, N, K, a, a_row, a_col, b, ldb, c, ldc, e);
@@ -418,7 +414,7 @@ class Heads {
       sums_[i] = sum += g;
       token_decay_[i] = static_cast<T>(g);
     }
-    for (std::int64_t i = n_; i < padded(n_); ++i) token_decay_[i] = T(0);
+    clear_padding(token_decay_);
     exp_all(n_, token_decay_, token_decay_);
     decays_between(n_, -1, 0, sums_.data(), gamma_);
     decays_between(n_, 1, sum, sums_.data(), to_end_);
