@@ -10,19 +10,15 @@
 #include "base/random.hpp"
 #include "gtest/gtest.h"
 #include "loglinear/log_linear.hpp"
+#include "sanitized.hpp"
 
 namespace loglinear {
 namespace {
 
 // Large enough that forward and backward wake threads of their own.
 constexpr std::int64_t kT = 300, kG = 1, kH = 8, kK = 32, kV = 8, kL = 6;
-#ifdef LOGLINEAR_SANITIZED  // one look is enough where a tool does the looking
-constexpr int kRounds = 3;
-constexpr int kThreadCounts[] = {3};
-#else
-constexpr int kRounds = 20;
-constexpr int kThreadCounts[] = {2, 3, 4};
-#endif
+constexpr int kRounds = kSanitized ? 3 : 20;  // one look is enough where a tool does the looking
+const std::vector<int> kThreadCounts = kSanitized ? std::vector<int>{3} : std::vector<int>{2, 3, 4};
 
 struct Inputs {
   std::int64_t tokens;

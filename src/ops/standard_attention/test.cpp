@@ -4,6 +4,7 @@
 #include "base/attention.hpp"
 #include "base/cpu_features.hpp"
 #include "loglinear/standard_attention.hpp"
+#include "sanitized.hpp"
 
 namespace loglinear::testing {
 namespace {
@@ -46,6 +47,7 @@ TYPED_TEST(StandardAttention, definition) {
            {Sequences{}, packed({0}), packed({1}), packed({63, 64, 0, 65}), packed({2, 129, 300}),
             Sequences{{1, 1, 300, 200}, {2, 5, 0, 5}, {8, 140, 5, 290}}})
         for (const auto& [K, V] : {std::pair<std::int64_t, std::int64_t>{7, 5}, {16, 32}, {1, 1}}) {
+          if (kSanitized && K == 16 && window != 70) continue;
           const Problem<T> p(sequences, shape_of(4, 2, K, V, window, 0, causal), 3);
           const auto o = p.forward();
           const auto want = p.definition();
