@@ -220,6 +220,14 @@ TEST_F(Settings, EveryFamilyHasDefaultSizes) {
   paper.heads = 6;
   EXPECT_EQ(model_config(paper).key_width, 192);
   EXPECT_EQ(model_config(paper).value_width, 384);
+  TrainSettings narrow;  // as many heads as make the values twice as wide as the model, as in Mamba-2
+  narrow.hidden_size = 64;
+  narrow.key_width = 8;
+  narrow.value_width = 16;
+  for (const char* mixer : {"gated_deltanet", "log_linear_mamba2"}) {
+    narrow.mixer = mixer;
+    EXPECT_EQ(model_config(narrow).num_heads, 8) << mixer;
+  }
   TrainSettings bad;
   bad.heads = 3;
   bad.groups = 2;

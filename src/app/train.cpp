@@ -447,8 +447,8 @@ nn::ModelConfig model_config(const TrainSettings& s) {
     c.num_heads = choose(s.heads, d / 64);
     c.key_width = choose(s.key_width, d / c.num_heads);
     c.value_width = choose(s.value_width, d / c.num_heads);
-  } else if (delta) {  // the paper's proportions: H K = 3/4 D, V = 2 K
-    c.num_heads = choose(s.heads, d / 64);
+  } else if (delta) {  // the paper's proportions: H K = 3/4 D, V = 2 K; with a width of values, H V = 2 D as below
+    c.num_heads = choose(s.heads, s.value_width > 0 ? 2 * d / s.value_width : d / 64);
     c.key_width = choose(s.key_width, d * 3 / 4 / c.num_heads);
     c.value_width = choose(s.value_width, 2 * c.key_width);
   } else {  // H V = 2 D

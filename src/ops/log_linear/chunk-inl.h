@@ -728,7 +728,7 @@ class Heads {
   };
   static constexpr std::size_t kPiecesTogether = 4;
   // Of states that backward() recomputes together. Erasing is dear to repeat: there it pays to keep more.
-  static constexpr std::int64_t kSegmentBytes = std::int64_t{Rule::kErases ? 24 : 8} << 20;
+  static constexpr std::int64_t kSegmentBytes = std::int64_t{Rule::kErases ? 128 : 32} << 20;
   std::vector<Piece> pieces_;
 
   // The current piece.

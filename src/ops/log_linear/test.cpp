@@ -238,6 +238,12 @@ TEST(Chunk, EveryChunkLength) {
     }
 }
 
+// Chunks of one token make so many states that backward() does not keep all of them at once.
+TEST(Chunk, StatesAreRecomputedInSegments) {
+  for (Rule rule : kRules)
+    check_chunk<double>({.rule = rule, .T = 200, .G = 1, .H = 2, .K = 128, .V = 128, .L = 10, .chunk = 1});
+}
+
 TEST(Chunk, WidthsGroupsLevelsAndStrides) {
   for (Rule rule : kRules)
     for (const auto& [G, H, K, V, L] : std::vector<std::array<std::int64_t, 5>>{{1, 1, 1, 1, 1},
