@@ -57,7 +57,9 @@ void for_each_setting(Settings& s, F&& f) {
   f("mixer", s.mixer, none, "Model", mixers.c_str());
   f("hidden-size", s.hidden_size, SettingRange{1, 1 << 20}, "Model", "width D of the model");
   f("layers", s.layers, SettingRange{1, 1 << 16}, "Model", "blocks");
-  f("heads", s.heads, SettingRange{0, 1 << 16}, "Model", "heads H; 0: chosen for the mixer, as many as make the values 2 D wide where it is mamba2 or --value-width is given");
+  f("heads", s.heads, SettingRange{0, 1 << 16}, "Model",
+    "heads H; 0: chosen for the mixer (mamba2, and gated_deltanet with --value-width: as many as make values 2 D "
+    "wide)");
   f("groups", s.groups, SettingRange{0, 1 << 16}, "Model", "query/key groups G (mamba2, log_linear_mamba2); 0: 1");
   f("key-width", s.key_width, SettingRange{0, 1 << 16}, "Model", "key width K of a head; 0: chosen for the mixer");
   f("value-width", s.value_width, SettingRange{0, 1 << 16}, "Model", "value width V; 0: chosen for the mixer");

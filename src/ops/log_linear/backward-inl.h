@@ -144,8 +144,9 @@ void Heads<Rule, T>::backward(const BackwardArgs& args, const State* dfinal, con
   if (dinitial) for_heads([&](Sweep& sweep) { export_adjoints(sweep.adjoints, *dinitial); });
 }
 
-// Pieces of a segment: about sqrt(pieces), which bounds memory by sqrt(T); more while they take little memory, because a
-// sequence of one segment is swept forward only once and to read a state, even from memory, is cheaper than to make it.
+// Pieces of a segment: about sqrt(pieces), which bounds memory by sqrt(T); more while they take little memory, because
+// a sequence of one segment is swept forward only once and to read a state, even from memory, is cheaper than to make
+// it.
 template <class Rule, class T>
 std::int64_t Heads<Rule, T>::segment_length(std::int64_t pieces) const {
   // A piece leaves one new matrix a head; a rule that erases leaves every live one and what was erased.
