@@ -727,7 +727,7 @@ class Heads {
     bf16::Packed kt_packed, qe_packed, qet_packed;  // (qe of the current head, where it is not q)
   };
   static constexpr std::size_t kPiecesTogether = 4;
-  // Of states that backward() recomputes together. Erasing is dear to repeat: there it pays to keep more.
+  // Of states that backward() recomputes together, a thread. Erasing is dear to repeat: there it pays to keep more.
   static constexpr std::int64_t kSegmentBytes = std::int64_t{Rule::kErases ? 128 : 32} << 20;
   std::vector<Piece> pieces_;
 

@@ -238,7 +238,7 @@ TEST(Chunk, EveryChunkLength) {
     }
 }
 
-// Chunks of one token make so many states that backward() does not keep all of them at once.
+// Chunks of one token make so many states that backward() does not keep all of them at once (kSegmentBytes).
 TEST(Chunk, StatesAreRecomputedInSegments) {
   for (Rule rule : kRules)
     check_chunk<double>({.rule = rule, .T = 200, .G = 1, .H = 2, .K = 128, .V = 128, .L = 10, .chunk = 1});
@@ -255,16 +255,9 @@ TEST(Chunk, WidthsGroupsLevelsAndStrides) {
                                                                                 {1, 1, 130, 65, 9}})
       for (bool strided : {false, true}) {
         if (kSanitized && !strided) continue;
-        const Shape shape{.rule = rule,
-                          .B = kSanitized ? 1 : 2,
-                          .T = 83,
-                          .G = G,
-                          .H = H,
-                          .K = K,
-                          .V = V,
-                          .L = L,
-                          .strided = strided,
-                          .chunk = 16};
+        const std::int64_t B = kSanitized ? 1 : 2;
+        const Shape shape{
+            .rule = rule, .B = B, .T = 83, .G = G, .H = H, .K = K, .V = V, .L = L, .strided = strided, .chunk = 16};
         check_chunk<double>(shape);
         check_chunk<float>(shape);
       }
