@@ -41,6 +41,37 @@ void put(const Tensor& x, std::int64_t i, S value) {
   }
 }
 
+// n entries that lie beside each other, from entry i on.
+template <class S>
+void get_row(const ConstTensor& x, std::int64_t i, std::int64_t n, S* out) {
+  const auto convert = [&](const auto* from) {
+    for (std::int64_t j = 0; j < n; ++j) out[j] = static_cast<S>(from[i + j]);
+  };
+  switch (x.dtype) {
+    case DType::f32:
+      return convert(static_cast<const float*>(x.data));
+    case DType::bf16:
+      return convert(static_cast<const bfloat16*>(x.data));
+    case DType::f64:
+      return convert(static_cast<const double*>(x.data));
+  }
+}
+
+template <class S>
+void put_row(const Tensor& x, std::int64_t i, std::int64_t n, const S* from) {
+  switch (x.dtype) {
+    case DType::f32:
+      for (std::int64_t j = 0; j < n; ++j) static_cast<float*>(x.data)[i + j] = static_cast<float>(from[j]);
+      return;
+    case DType::bf16:
+      for (std::int64_t j = 0; j < n; ++j) static_cast<bfloat16*>(x.data)[i + j] = bfloat16(static_cast<float>(from[j]));
+      return;
+    case DType::f64:
+      for (std::int64_t j = 0; j < n; ++j) static_cast<double*>(x.data)[i + j] = static_cast<double>(from[j]);
+      return;
+  }
+}
+
 // g as the kernels sum it. Below -1e4 the exponential is zero in any type; bounding it there keeps sums of g exact
 // enough after a token that wipes the state, minus infinity included. NaN stays NaN.
 inline double bounded_decay(double g) { return g < -1e4 ? -1e4 : g; }

@@ -280,8 +280,7 @@ void append_token(const StepArgs& args, const Sizes& s, std::int64_t b, std::int
     const auto rows = [&](const ConstTensor& x, Buffer& to, std::int64_t heads, std::int64_t width) {
       for (std::int64_t h = 0; h < heads; ++h) {
         T* out = reinterpret_cast<T*>(to.data()) + (h * chunk + row) * width;
-        const std::int64_t at = b * x.stride[0] + h * x.stride[1];
-        for (std::int64_t a = 0; a < width; ++a) out[a] = get<T>(x, at + a);
+        get_row(x, b * x.stride[0] + h * x.stride[1], width, out);
       }
     };
     rows(args.k, open.k, s.G, s.K);

@@ -135,7 +135,7 @@ void step_heads(const StepArgs& args, const Plan& plan, std::int64_t b, State::O
     }
   }
 
-  for (std::int64_t a = 0; a < K; ++a) q[a] = log_linear::get<T>(args.q, at(args.q, group) + a);
+  log_linear::get_row(args.q, at(args.q, group), K, q);
   std::fill(q + K, q + Kp, T(0));
   rows_times(rows, K, k, q, qk);
   for (std::int64_t h = first; h < last; ++h) {
@@ -154,8 +154,14 @@ void step_heads(const StepArgs& args, const Plan& plan, std::int64_t b, State::O
       for (std::int64_t a = 0; a < K; ++a) qe[a] = q[a] - qe[a];
       weights = p0, query = qe;
     }
-    for (std::int64_t j = 0; j < rows; ++j)
-      p[j] = weights[j] * decay[j] * scale(std::bit_width(static_cast<std::uint64_t>(n ^ j)));
+    // Tokens of one level lie beside each other: those that differ from n in a set bit of it and agree above.
+    const auto weigh = [&](std::int64_t from, std::int64_t end, T by) {
+      for (std::int64_t j = from; j < end; ++j) p[j] = by * weights[j] * decay[j];
+    };
+    weigh(n, rows, scale(0));
+    for (std::uint64_t rest = static_cast<std::uint64_t>(n); rest > 0; rest &= rest - 1)
+      weigh(static_cast<std::int64_t>(rest & (rest - 1)), static_cast<std::int64_t>(rest),
+            scale(std::countr_zero(rest) + 1));
     row_times(rows, V, p, part(open.v, h * C * V), V, out, false);
     // From the states before them.
     for (const State::Slot& slot : args.states[b].slots()) {
@@ -163,7 +169,7 @@ void step_heads(const StepArgs& args, const Plan& plan, std::int64_t b, State::O
       for (std::int64_t a = 0; a < K; ++a) scaled[a] = weight * query[a];
       row_times(K, V, scaled, part(*slot.matrix, h * K * V), V, out, true);
     }
-    for (std::int64_t j = 0; j < V; ++j) log_linear::put<T>(args.out, at(args.out, h) + j, out[j]);
+    log_linear::put_row(args.out, at(args.out, h), V, out);
   }
 }
 
