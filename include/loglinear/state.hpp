@@ -19,8 +19,7 @@ namespace loglinear {
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(std::size_t bytes)
-      : data_(bytes ? static_cast<std::byte*>(::operator new(bytes + 64, kAlignment)) : nullptr), size_(bytes) {}
+  explicit Buffer(std::size_t bytes);
   Buffer(const Buffer& other);
   Buffer(Buffer&& other) noexcept { swap(other); }
   Buffer& operator=(Buffer other) noexcept {
