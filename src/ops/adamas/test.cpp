@@ -8,6 +8,7 @@
 #include "loglinear/adamas.hpp"
 #include "op_testing.hpp"
 #include "ops/adamas/ref.hpp"
+#include "sanitized.hpp"
 
 namespace loglinear::testing {
 namespace {
@@ -106,6 +107,7 @@ TYPED_TEST(Adamas, codes_and_distances) {
   using T = TypeParam;
   for (std::int64_t K : {1, 2, 4, 8, 64, 128, 256})
     for (std::int64_t tokens : {1, 31, 33, 127, 128, 129, 300}) {
+      if (kSanitized && K != 2 && K != 128 && tokens != 33) continue;
       const Problem<T> p(shape_of(4, 2, K, 3, 5), {tokens}, 1, static_cast<std::uint64_t>(K));
       EXPECT_EQ(p.codes[0].tokens(), tokens);
       EXPECT_EQ(p.codes[0].bytes(), static_cast<std::size_t>(2 * ((K + 3) / 4) * ((tokens + 127) / 128 * 128)));

@@ -64,7 +64,8 @@ void put_row(const Tensor& x, std::int64_t i, std::int64_t n, const S* from) {
       for (std::int64_t j = 0; j < n; ++j) static_cast<float*>(x.data)[i + j] = static_cast<float>(from[j]);
       return;
     case DType::bf16:
-      for (std::int64_t j = 0; j < n; ++j) static_cast<bfloat16*>(x.data)[i + j] = bfloat16(static_cast<float>(from[j]));
+      for (std::int64_t j = 0; j < n; ++j)
+        static_cast<bfloat16*>(x.data)[i + j] = bfloat16(static_cast<float>(from[j]));
       return;
     case DType::f64:
       for (std::int64_t j = 0; j < n; ++j) static_cast<double*>(x.data)[i + j] = static_cast<double>(from[j]);
