@@ -10,6 +10,7 @@
 #include "base/error.hpp"
 #include "base/padding.hpp"
 #include "base/parallel.hpp"
+#include "base/rows.hpp"
 #include "base/state_access.hpp"
 #include "ops/log_linear/check.hpp"
 #include "ops/log_linear/cpu.hpp"
@@ -48,10 +49,11 @@ std::shared_ptr<State::Open> open_rows(const ForwardArgs& args, const Sizes& s, 
         for (std::int64_t i = 0; i < count; ++i) {
           T* row = reinterpret_cast<T*>(to.data()) + (h * sequence.chunk + i) * width;
           const std::int64_t t = first + i;
-          const std::int64_t at = t < 0 ? (h * sequence.chunk + sequence.open + t) * width
-                                        : offset(x, sequence.batch, sequence.first + t, h);
-          for (std::int64_t a = 0; a < width; ++a)
-            row[a] = t < 0 ? reinterpret_cast<const T*>(from->data())[at + a] : get<T>(x, at + a);
+          if (t < 0)
+            std::copy_n(reinterpret_cast<const T*>(from->data()) + (h * sequence.chunk + sequence.open + t) * width,
+                        width, row);
+          else
+            get_row(x, offset(x, sequence.batch, sequence.first + t, h), width, row);
         }
     };
     const State::Open* from = sequence.open_rows;
@@ -129,26 +131,23 @@ void sum_ranges(const BackwardArgs& args, const Plan& plan, std::int64_t ranges,
   for (std::size_t n = 0; n < plan.sequences.size(); ++n) {
     const Sequence& sequence = plan.sequences[n];
     const std::int64_t count = sequence.open + sequence.tokens;
-    parallel_for(count, threads_for(args.threads, static_cast<double>(count * s.G * s.K * ranges)),
-                 [&](std::int64_t i) {
-                   std::vector<T> sum(s.K);
-                   for (std::int64_t group = 0; group < s.G; ++group) {
-                     std::fill(sum.begin(), sum.end(), T(0));
-                     for (std::int64_t range = 0; range < ranges; ++range) {
-                       const T* part =
-                           reinterpret_cast<const T*>(from) + ((group * ranges + range) * rows + first_row + i) * s.K;
-                       for (std::int64_t a = 0; a < s.K; ++a) sum[a] += part[a];
-                     }
-                     const std::int64_t t = i - sequence.open;
-                     if (t >= 0) {
-                       const std::int64_t at = offset(to, sequence.batch, sequence.first + t, group);
-                       for (std::int64_t a = 0; a < s.K; ++a) put<T>(to, at + a, sum[a]);
-                     } else if (opens[n]) {
-                       std::copy(sum.begin(), sum.end(),
-                                 reinterpret_cast<T*>(opens[n]->data()) + (group * sequence.chunk + i) * s.K);
-                     }
-                   }
-                 });
+    const int threads = threads_for(args.threads, static_cast<double>(count * s.G * s.K * ranges));
+    for_row_blocks(count, s.G * s.K * ranges, threads, [&](std::int64_t begin, std::int64_t end) {
+      std::vector<T> sum(s.K);
+      for (std::int64_t i = begin; i < end; ++i)
+        for (std::int64_t group = 0; group < s.G; ++group) {
+          std::fill(sum.begin(), sum.end(), T(0));
+          for (std::int64_t range = 0; range < ranges; ++range) {
+            const T* part = reinterpret_cast<const T*>(from) + ((group * ranges + range) * rows + first_row + i) * s.K;
+            for (std::int64_t a = 0; a < s.K; ++a) sum[a] += part[a];
+          }
+          if (const std::int64_t t = i - sequence.open; t >= 0)
+            put_row(to, offset(to, sequence.batch, sequence.first + t, group), s.K, sum.data());
+          else if (opens[n])
+            std::copy(sum.begin(), sum.end(),
+                      reinterpret_cast<T*>(opens[n]->data()) + (group * sequence.chunk + i) * s.K);
+        }
+    });
     first_row += count;
   }
 }
