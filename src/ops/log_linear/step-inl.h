@@ -135,8 +135,7 @@ void step_heads(const StepArgs& args, const Plan& plan, std::int64_t b, State::O
     }
   }
 
-  log_linear::get_row(args.q, at(args.q, group), K, q);
-  std::fill(q + K, q + Kp, T(0));
+  load_rows(args.q, b, group, 0, 1, K, q, Kp);
   rows_times(rows, K, k, q, qk);
   for (std::int64_t h = first; h < last; ++h) {
     const auto scale = [&](std::int64_t level) {
@@ -169,7 +168,7 @@ void step_heads(const StepArgs& args, const Plan& plan, std::int64_t b, State::O
       for (std::int64_t a = 0; a < K; ++a) scaled[a] = weight * query[a];
       row_times(K, V, scaled, part(*slot.matrix, h * K * V), V, out, true);
     }
-    log_linear::put_row(args.out, at(args.out, h), V, out);
+    store_rows(args.out, b, h, 0, 1, V, out, Vp);
   }
 }
 
