@@ -92,7 +92,8 @@ struct BackwardArgs {
 
 // Recomputes the states from checkpoints instead of keeping them: memory O(sqrt(T) log T) states a head, or up to 32
 // MiB of states a thread (128 MiB for a rule that erases) where that is more, and (when H / G > 4) a copy of dq and dk
-// for every range of heads, at most eight. Ranges of heads and sequences are spread over the threads.
+// for every range of heads, at most eight. Ranges of heads and sequences are spread over the threads; where those are
+// fewer, a sequence is cut into at most as many spans as there are threads, with two states at each cut.
 void backward(const BackwardArgs& args);
 
 struct StepArgs {

@@ -121,9 +121,7 @@ void Heads<Rule, T>::backward(const BackwardArgs& args, const State* dfinal, con
           load_head();
           advance(sweep.live, &sweep.before.back());
         }
-        for (std::size_t i = 0; final_piece && i < sweep.live.size(); ++i)
-          sweep.adjoints[i].flow =
-              std::exp(sweep.live[i].log_decay) * inner(sweep.live[i].matrix.get(), sweep.adjoints[i].matrix.get());
+        if (final_piece) measure_flow(sweep.live, sweep.adjoints);
       });
     }
     for_heads([&](Sweep& sweep) { sweep.live.clear(); });
@@ -136,12 +134,71 @@ void Heads<Rule, T>::backward(const BackwardArgs& args, const State* dfinal, con
         load_head();
         load_reads();
         backward_piece(args, sweep.before.back(), sweep.adjoints, dfinal, dinitial);
+        if (z > 0 && z % kCutChunks == 0) measure_flow(sweep.before.back(), sweep.adjoints);
         sweep.before.pop_back();
       });
       finish_keys(args, target, dfinal, dinitial);
     }
   }
-  if (dinitial) for_heads([&](Sweep& sweep) { export_adjoints(sweep.adjoints, *dinitial); });
+  if (dinitial) for_heads([&](Sweep& sweep) { export_adjoints(sweep.adjoints, dinitial->slots); });
+}
+
+template <class Rule, class T>
+void Heads<Rule, T>::states_at(std::vector<Cut>& cuts) {
+  take_scratch(false);
+  std::vector<std::vector<Live<T>>> lives;
+  for (h_ = first_head_; h_ < last_head_; ++h_) lives.push_back(import_state(sequence_.initial));
+  std::int64_t first = -sequence_.open;
+  for (Cut& cut : cuts) {
+    for (; first < cut.tokens; first += n_) {
+      select(0, first);
+      load_keys();
+      for (h_ = first_head_; h_ < last_head_; ++h_) {
+        load_head();
+        advance(lives[h_ - first_head_]);
+      }
+    }
+    for (h_ = first_head_; h_ < last_head_; ++h_) export_state(lives[h_ - first_head_], cut.state);
+  }
+}
+
+template <class Rule, class T>
+void Heads<Rule, T>::dstates_at(const ConstTensor& dout, const State* dfinal, std::vector<Cut>& cuts) {
+  take_scratch(true);
+  std::vector<int> bits;  // of the live states after the cut, then before each piece that follows it
+  std::vector<std::vector<int>> before;
+  for (const FinalSlot& one : cuts.front().state) bits.push_back(one.slot.bit);
+  for (std::int64_t first = cuts.front().tokens; first < sequence_.tokens; first += C_) {
+    before.push_back(bits);
+    const Carry carry =
+        carry_of(bits.size(), chunk_bit(sequence_.chunk), last_bit_, [&](std::size_t i) { return bits[i]; });
+    bits.resize(bits.size() - carry.merged);
+    bits.push_back(carry.bit);
+  }
+  std::vector<std::vector<Adjoint<T>>> adjoints;
+  for (h_ = first_head_; h_ < last_head_; ++h_) adjoints.push_back(import_adjoints(dfinal));
+  for (std::size_t c = cuts.size(); c-- > 0;) {
+    const std::int64_t begin = (cuts[c].tokens - cuts.front().tokens) / C_;
+    while (static_cast<std::int64_t>(before.size()) > begin) {
+      select(0, cuts.front().tokens + (static_cast<std::int64_t>(before.size()) - 1) * C_);
+      load_keys();
+      load_queries();
+      for (h_ = first_head_; h_ < last_head_; ++h_) {
+        load_head();
+        load_scales();
+        load_effective_queries();
+        load_tokens(columns_of(dout, columns_), h_, V_, nullptr, 0, dout_, Vp_);
+        std::vector<Adjoint<T>>& own = adjoints[h_ - first_head_];
+        own = receive(own, before.back().size());
+        for (std::size_t i = 0; i < own.size(); ++i) {
+          if (Rule::kErases && n_ == C_ && own[i].matrix) read_adjoint(own[i]);
+          advance_adjoint(before.back()[i], own[i]);
+        }
+      }
+      before.pop_back();
+    }
+    for (h_ = first_head_; h_ < last_head_; ++h_) export_adjoints(adjoints[h_ - first_head_], cuts[c].dstate);
+  }
 }
 
 // Pieces of a segment: about sqrt(pieces), which bounds memory by sqrt(T); more while they take little memory, because
@@ -256,16 +313,8 @@ void Heads<Rule, T>::backward_piece(const BackwardArgs& args, const std::vector<
     for (const Adjoint<T>& adjoint : adjoints) dsums_[n_ - 1] += adjoint.flow;
     if (adjoints[stay].matrix) backward_build(adjoints[stay].matrix.get());
   }
-  std::vector<Adjoint<T>> before;
-  for (std::size_t i = 0; i < live.size(); ++i) {
-    // States that were merged receive the adjoint of the block that took them in, the last one without a copy.
-    if (i < stay || i + 1 == live.size())
-      before.push_back(std::move(adjoints[std::min(i, stay)]));
-    else
-      before.push_back(adjoints[stay]);
-    backward_state(live[i], before.back(), full, i >= stay);
-  }
-  adjoints = std::move(before);
+  adjoints = receive(adjoints, live.size());
+  for (std::size_t i = 0; i < live.size(); ++i) backward_state(live[i], adjoints[i], i >= stay);
 
   if constexpr (Rule::kErases) {
     backward_rule();
@@ -354,10 +403,20 @@ void Heads<Rule, T>::backward_build(const T* adjoint) {
   }
 }
 
+// The adjoints of `live` states before the piece from those after it: states that a full chunk merged receive the
+// adjoint of the block that took them in.
+template <class Rule, class T>
+std::vector<Adjoint<T>> Heads<Rule, T>::receive(const std::vector<Adjoint<T>>& after, std::size_t live) const {
+  const std::size_t stay = after.size() - (n_ == C_ ? 1 : 0);
+  std::vector<Adjoint<T>> before(after.begin(), after.begin() + static_cast<std::ptrdiff_t>(stay));
+  if (live > stay) before.resize(live, after[stay]);
+  return before;
+}
+
 // One live state over the piece: read by every token, and when that is a full chunk erased and decayed. adjoint: in,
 // after the piece (of the block that took the state in, if it was merged); out, before the piece.
 template <class Rule, class T>
-void Heads<Rule, T>::backward_state(const Live<T>& state, Adjoint<T>& adjoint, bool full, bool merged) {
+void Heads<Rule, T>::backward_state(const Live<T>& state, Adjoint<T>& adjoint, bool merged) {
   const T* S = state.matrix.get();
   read_weights(state, found_);
   multiply(K_, n_, V_, S, Vp_, 1, doutt_, Cp_, x_, Cp_, {}, bf16::Rest::none, {.b = &doutt_packed_});
@@ -366,31 +425,44 @@ void Heads<Rule, T>::backward_state(const Live<T>& state, Adjoint<T>& adjoint, b
   double reads = 0;
   const std::int64_t l = level(state.bit + 1);
   for (std::int64_t i = 0; i < n_; ++i) {
-    const std::int64_t at = i * Ls_ + l;
-    dscales_[at] += dots_[i] * found_[i];
+    dscales_[i * Ls_ + l] += dots_[i] * found_[i];
     const double read = static_cast<double>(dots_[i]) * weight_[i];
     dsums_[i] += read;
     reads += read;
-    column_[i] = gamma_[i] * scales_[at];
   }
-  scale_rows(n_, padded(V_), Vp_, column_, dout_, scaled_);
-  if (!adjoint.matrix) {
-    adjoint.matrix = take_matrix();
-    adjoint.flow = reads;
-    multiply(K_, V_, n_, qe_, 1, Kp_, scaled_, Vp_, adjoint.matrix.get(), Vp_, {}, bf16::Rest::none,
-             {.a = &piece_->qet_packed});
-    return;
-  }
-
-  const bool erased = Rule::kErases && full;
-  const T decay = full ? static_cast<T>(std::exp(sums_[n_ - 1])) : T(1);
-  if (erased) {
+  const bool known = adjoint.matrix != nullptr;
+  if (Rule::kErases && n_ == C_ && known) {
     const T minus = static_cast<T>(-std::exp(state.log_decay + sums_[n_ - 1]));
-    multiply(V_, n_, K_, adjoint.matrix.get(), 1, Vp_, kt_, Cp_, yt_, Cp_);
+    read_adjoint(adjoint);
     multiply(K_, n_, V_, S, Vp_, 1, yt_, Cp_, dwt_, Cp_, {.alpha = minus, .beta = 1});
     transpose<T>(n_, V_, state.erased.get(), Vp_, zt_, Cp_);
     multiply(K_, n_, V_, adjoint.matrix.get(), Vp_, 1, zt_, Cp_, dkt_, Cp_, {.alpha = minus, .beta = 1});
   }
+  advance_adjoint(state.bit, adjoint);
+  adjoint.flow = merged && known ? std::exp(state.log_decay) * inner(S, adjoint.matrix.get()) : adjoint.flow + reads;
+}
+
+// yt = (K adjoint)^T: what the decay step of a rule that erases takes from the adjoint, and how it enters W.
+template <class Rule, class T>
+void Heads<Rule, T>::read_adjoint(const Adjoint<T>& adjoint) {
+  multiply(V_, n_, K_, adjoint.matrix.get(), 1, Vp_, kt_, Cp_, yt_, Cp_);
+}
+
+// The adjoint of a live state of this bit before the piece from that after it: what the tokens of the piece read from
+// the state, and what is left of the later reads. yt: as read_adjoint() leaves it, where a full chunk erases.
+template <class Rule, class T>
+void Heads<Rule, T>::advance_adjoint(int bit, Adjoint<T>& adjoint) {
+  const std::int64_t l = level(bit + 1);
+  for (std::int64_t i = 0; i < n_; ++i) column_[i] = gamma_[i] * scales_[i * Ls_ + l];
+  scale_rows(n_, padded(V_), Vp_, column_, dout_, scaled_);
+  if (!adjoint.matrix) {
+    adjoint.matrix = take_matrix();
+    multiply(K_, V_, n_, qe_, 1, Kp_, scaled_, Vp_, adjoint.matrix.get(), Vp_, {}, bf16::Rest::none,
+             {.a = &piece_->qet_packed});
+    return;
+  }
+  const bool full = n_ == C_;
+  const T decay = full ? static_cast<T>(std::exp(sums_[n_ - 1])) : T(1);
   if (adjoint.matrix.use_count() > 1) {
     Matrix<T> copy = take_matrix();
     std::copy(adjoint.matrix.get(), adjoint.matrix.get() + K_ * Vp_, copy.get());
@@ -399,11 +471,17 @@ void Heads<Rule, T>::backward_state(const Live<T>& state, Adjoint<T>& adjoint, b
   // A decay of exactly zero must still clear the adjoint: beta = 0 means that it is not read, which is the same.
   multiply(K_, V_, n_, qe_, 1, Kp_, scaled_, Vp_, adjoint.matrix.get(), Vp_, {.beta = decay}, bf16::Rest::none,
            {.a = &piece_->qet_packed});
-  if (erased) {
+  if (Rule::kErases && full) {
     transpose<T>(V_, n_, yt_, Cp_, y_, Vp_);
     multiply(K_, V_, n_, w_, 1, Kp_, y_, Vp_, adjoint.matrix.get(), Vp_, {.alpha = -decay, .beta = 1});
   }
-  adjoint.flow = merged ? std::exp(state.log_decay) * inner(S, adjoint.matrix.get()) : adjoint.flow + reads;
+}
+
+// The flow through every live state, from the states and their adjoints at one place.
+template <class Rule, class T>
+void Heads<Rule, T>::measure_flow(const std::vector<Live<T>>& live, std::vector<Adjoint<T>>& adjoints) const {
+  for (std::size_t i = 0; i < live.size(); ++i)
+    adjoints[i].flow = std::exp(live[i].log_decay) * inner(live[i].matrix.get(), adjoints[i].matrix.get());
 }
 
 // dq gets the columns that reads have added up; they stay in rows as the gradient in Qe.
@@ -490,11 +568,8 @@ std::vector<Adjoint<T>> Heads<Rule, T>::import_adjoints(const State* state) {
 }
 
 template <class Rule, class T>
-void Heads<Rule, T>::export_adjoints(const std::vector<Adjoint<T>>& adjoints, FinalState& to) const {
-  for (std::size_t i = 0; i < adjoints.size(); ++i) {
-    to.slots[i].slot.log_decay[h_] = 0;
-    export_matrix(adjoints[i].matrix.get(), to.slots[i].slot);
-  }
+void Heads<Rule, T>::export_adjoints(const std::vector<Adjoint<T>>& adjoints, std::vector<FinalSlot>& to) const {
+  for (std::size_t i = 0; i < adjoints.size(); ++i) export_matrix(adjoints[i].matrix.get(), to[i].slot);
 }
 
 }  // namespace HWY_NAMESPACE

@@ -36,8 +36,10 @@ using log_linear::Sizes;
 using log_linear::StepArgs;
 using log_linear::cpu::BackwardTarget;
 using log_linear::cpu::Columns;
+using log_linear::cpu::Cut;
 using log_linear::cpu::FinalSlot;
 using log_linear::cpu::FinalState;
+using log_linear::cpu::kCutChunks;
 
 // Levels past this one do not exist: positions have 62 bits.
 inline constexpr std::int64_t kMaxLevels = 64;
@@ -271,8 +273,10 @@ class Heads {
     }
   }
 
-  // Definition in backward-inl.h.
+  // Definitions in backward-inl.h.
   void backward(const BackwardArgs& args, const State* dfinal, const BackwardTarget& target, FinalState* dinitial);
+  void states_at(std::vector<Cut>& cuts);
+  void dstates_at(const ConstTensor& dout, const State* dfinal, std::vector<Cut>& cuts);
 
  private:
   using Kernel = MatrixKernel<T>;
@@ -312,56 +316,56 @@ class Heads {
   // One allocation, cut up. Matrices are (rows, padded columns).
   void take_scratch(bool backward) {
     const std::int64_t CC = C_ * Cp_, CK = C_ * Kp_, CV = C_ * Vp_, KC = K_ * Cp_, VC = V_ * Cp_;
-    struct Cut {
+    struct Share {
       T** to;
       std::int64_t size;
     };
-    std::vector<Cut> parts = {{&v_, CV},
-                              {&ue_, CV},
-                              {&beta_, Cp_},
-                              {&gamma_, Cp_},
-                              {&to_end_, Cp_},
-                              {&token_decay_, Cp_},
-                              {&weight_, Cp_},
-                              {&p_, CC},
-                              {&decay_, CC},
-                              {&out_, CV},
-                              {&scale_row_, Cp_},
-                              {&from_block_, Cp_},
-                              {&to_block_end_, kPad},
-                              {&scales_, padded(C_ * Ls_)}};
+    std::vector<Share> parts = {{&v_, CV},
+                                {&ue_, CV},
+                                {&beta_, Cp_},
+                                {&gamma_, Cp_},
+                                {&to_end_, Cp_},
+                                {&token_decay_, Cp_},
+                                {&weight_, Cp_},
+                                {&p_, CC},
+                                {&decay_, CC},
+                                {&out_, CV},
+                                {&scale_row_, Cp_},
+                                {&from_block_, Cp_},
+                                {&to_block_end_, kPad},
+                                {&scales_, padded(C_ * Ls_)}};
     pieces_.resize(last_head_ - first_head_ > 1 && !backward ? kPiecesTogether : 1);
     for (Piece& piece : pieces_) {
-      const std::vector<Cut> more = {
+      const std::vector<Share> more = {
           {&piece.q, CK}, {&piece.k, CK}, {&piece.kt, KC}, {&piece.qk, CC}, {&piece.kk, Rule::kErases ? CC : 0}};
       parts.insert(parts.end(), more.begin(), more.end());
     }
     if (Rule::kErases) {
-      const std::vector<Cut> more = {{&mix_, CC}, {&inverse_, CC}, {&w_, CK},     {&tg_, CC},
-                                     {&p0_, CC},  {&qe_, CK},      {&erased_, CV}};
+      const std::vector<Share> more = {{&mix_, CC}, {&inverse_, CC}, {&w_, CK},     {&tg_, CC},
+                                       {&p0_, CC},  {&qe_, CK},      {&erased_, CV}};
       parts.insert(parts.end(), more.begin(), more.end());
     }
     if (backward) {
-      const std::vector<Cut> more = {{&dout_, CV},   {&doutt_, VC},   {&vt_, VC},
-                                     {&uet_, VC},    {&dqet_, KC},    {&dkt_, KC},
-                                     {&qet_, KC},    {&x_, KC},       {&dv_, CV},
-                                     {&scaled_, CV}, {&due_, CV},     {&dp_, CC},
-                                     {&dqk_, CC},    {&read_, Cp_},   {&dq_, CK},
-                                     {&dk_, CK},     {&rows_, CK},    {&dots_, Cp_},
-                                     {&found_, Cp_}, {&column_, Cp_}, {&dscales_, padded(C_ * Ls_)}};
+      const std::vector<Share> more = {{&dout_, CV},   {&doutt_, VC},   {&vt_, VC},
+                                       {&uet_, VC},    {&dqet_, KC},    {&dkt_, KC},
+                                       {&qet_, KC},    {&x_, KC},       {&dv_, CV},
+                                       {&scaled_, CV}, {&due_, CV},     {&dp_, CC},
+                                       {&dqk_, CC},    {&read_, Cp_},   {&dq_, CK},
+                                       {&dk_, CK},     {&rows_, CK},    {&dots_, Cp_},
+                                       {&found_, Cp_}, {&column_, Cp_}, {&dscales_, padded(C_ * Ls_)}};
       parts.insert(parts.end(), more.begin(), more.end());
       if (Rule::kErases) {
-        const std::vector<Cut> erase = {{&dwt_, KC},  {&wt_, KC},  {&dw_, CK},       {&dtg_, CC},
-                                        {&dmix_, CC}, {&dkk_, CC}, {&work_, 2 * CC}, {&cc_, CC},
-                                        {&yt_, VC},   {&y_, CV},   {&zt_, VC},       {&dbeta_, Cp_}};
+        const std::vector<Share> erase = {{&dwt_, KC},  {&wt_, KC},  {&dw_, CK},       {&dtg_, CC},
+                                          {&dmix_, CC}, {&dkk_, CC}, {&work_, 2 * CC}, {&cc_, CC},
+                                          {&yt_, VC},   {&y_, CV},   {&zt_, VC},       {&dbeta_, Cp_}};
         parts.insert(parts.end(), erase.begin(), erase.end());
       }
     }
     std::int64_t total = 0;
-    for (const Cut& part : parts) total += padded(part.size);
+    for (const Share& part : parts) total += padded(part.size);
     scratch_ = Pool<T>::take(static_cast<std::size_t>(total));
     T* at = scratch_.get();
-    for (const Cut& part : parts) {
+    for (const Share& part : parts) {
       *part.to = at;
       at += padded(part.size);
     }
@@ -434,24 +438,34 @@ class Heads {
     }
   }
 
-  // What reading needs in addition: P, the effective queries, the level scales.
-  void load_reads() {
+  void load_scales() {
     std::fill(scales_, scales_ + skip_ * Ls_, T(0));
-    const Lanes<T> d;
-    const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
     for (std::int64_t i = skip_; i < n_; ++i) {
       const T* scales = static_cast<const T*>(scales_in_.data) + gate_offset(scales_in_, sequence_.first + first_ + i);
       copy_few(Ls_, scales, scales_ + i * Ls_);
     }
+  }
+
+  // Qe = Q - QK W
+  void load_effective_queries() {
     if constexpr (Rule::kErases) {
-      multiply(n_, n_, n_, qk_, Cp_, 1, mix_, Cp_, p0_, Cp_, {.part = Part::lower_a}, bf16::Rest::both);
       std::copy(q_, q_ + n_ * Kp_, qe_);
       multiply(n_, K_, n_, qk_, Cp_, 1, w_, Kp_, qe_, Kp_, {.alpha = -1, .beta = 1, .part = Part::lower_a},
                bf16::Rest::both);
       piece_->qe_packed = piece_->qet_packed = {};
-    } else {
-      fill_decay();
     }
+  }
+
+  // What reading needs in addition: P, the effective queries, the level scales.
+  void load_reads() {
+    const Lanes<T> d;
+    const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
+    load_scales();
+    load_effective_queries();
+    if constexpr (Rule::kErases)
+      multiply(n_, n_, n_, qk_, Cp_, 1, mix_, Cp_, p0_, Cp_, {.part = Part::lower_a}, bf16::Rest::both);
+    else
+      fill_decay();
     for (std::int64_t i = 0; i < n_; ++i) {
       fill_scales(i);
       const T *p0 = p0_ + i * Cp_, *decay = decay_ + i * Cp_;
@@ -661,13 +675,17 @@ class Heads {
                       const State* dfinal, FinalState* dinitial);
   void backward_inside();
   void backward_build(const T* adjoint);
-  void backward_state(const Live<T>& state, Adjoint<T>& adjoint, bool full, bool merged);
+  std::vector<Adjoint<T>> receive(const std::vector<Adjoint<T>>& after, std::size_t live) const;
+  void backward_state(const Live<T>& state, Adjoint<T>& adjoint, bool merged);
+  void read_adjoint(const Adjoint<T>& adjoint);
+  void advance_adjoint(int bit, Adjoint<T>& adjoint);
+  void measure_flow(const std::vector<Live<T>>& live, std::vector<Adjoint<T>>& adjoints) const;
   void take_queries();
   void backward_rule();
   void store_gates(const BackwardArgs& args, State::Open* open) const;
   double inner(const T* x, const T* y) const;
   std::vector<Adjoint<T>> import_adjoints(const State* state);
-  void export_adjoints(const std::vector<Adjoint<T>>& adjoints, FinalState& to) const;
+  void export_adjoints(const std::vector<Adjoint<T>>& adjoints, std::vector<FinalSlot>& to) const;
 
   // The live states of `state`; the matrices of the first ones are left out.
   std::vector<Live<T>> import_state(const State* state, std::size_t left_out = 0) {

@@ -35,6 +35,22 @@ struct Columns {
 void forward_heads(const ForwardArgs& args, const Plan& plan, const Sequence& sequence, std::int64_t first,
                    std::int64_t last, Columns columns, FinalState* final_state);
 
+// A place where backward may be cut into spans that are computed apart: after `tokens` tokens of a sequence, which end
+// a multiple of kCutChunks chunks (open tokens included).
+struct Cut {
+  std::int64_t tokens = 0;
+  std::vector<FinalSlot> state, dstate;  // the state there, and the gradient in it
+};
+// Every so many chunks backward forgets what it has added up over the chunks of a sequence but for the states and their
+// gradients, so that no cut changes the result.
+inline constexpr std::int64_t kCutChunks = 8;
+
+// The states at the cuts of a sequence, and the gradients in them, in heads and columns as in forward_heads.
+void states_at_cuts(const BackwardArgs& args, const Plan& plan, const Sequence& sequence, std::int64_t first,
+                    std::int64_t last, Columns columns, std::vector<Cut>& cuts);
+void dstates_at_cuts(const BackwardArgs& args, const Plan& plan, const Sequence& sequence, std::int64_t first,
+                     std::int64_t last, Columns columns, const State* dfinal, std::vector<Cut>& cuts);
+
 // Where the gradients of q and k go: an (open + tokens, K) array per range of heads in the type of the states, or the
 // tensors themselves.
 struct BackwardTarget {

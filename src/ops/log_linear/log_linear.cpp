@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <deque>
 #include <new>
 
 #include "base/cpu_features.hpp"
@@ -121,6 +122,16 @@ double work_of(const Plan& plan) {
   return tokens * static_cast<double>(s.H) * static_cast<double>(4 * s.K * s.V + 32 * (s.K + s.V));
 }
 
+// The heads of a group in ranges of `length`.
+struct Ranges {
+  std::int64_t heads = 1, length = 1;  // heads: of a group
+  std::int64_t count() const { return (heads + length - 1) / length; }
+  std::int64_t first(std::int64_t group, std::int64_t range) const { return group * heads + range * length; }
+  std::int64_t last(std::int64_t group, std::int64_t range) const {
+    return group * heads + std::min((range + 1) * length, heads);
+  }
+};
+
 // dq or dk of every group and token: the sums of their ranges, in order. Rows of open tokens go to `opens`, one for
 // each sequence, or nowhere.
 template <class T>
@@ -174,15 +185,15 @@ void forward_checked(const ForwardArgs& args) {
   // too few heads for the threads. No cut changes the result.
   const std::int64_t heads = s.H / s.G, all = N * s.H;
   const int threads = threads_for(thread_count(args.threads), work_of(plan));
-  const std::int64_t per_range = std::clamp<std::int64_t>(all / (2 * threads), 1, heads),
-                     ranges = (heads + per_range - 1) / per_range;
-  const std::int64_t parts = column_parts(all, s.V, threads), width = padded((s.V + parts - 1) / parts);
-  parallel_for(N * s.G * ranges * parts, threads, [&](std::int64_t i) {
-    const std::int64_t part = i % parts, range = i / parts % ranges, group = i / (parts * ranges) % s.G,
-                       n = i / (parts * ranges * s.G), first = group * heads + range * per_range;
+  const Ranges ranges{heads, std::clamp<std::int64_t>(all / (2 * threads), 1, heads)};
+  const std::int64_t count = ranges.count(), parts = column_parts(all, s.V, threads),
+                     width = padded((s.V + parts - 1) / parts);
+  parallel_for(N * s.G * count * parts, threads, [&](std::int64_t i) {
+    const std::int64_t part = i % parts, range = i / parts % count, group = i / (parts * count) % s.G,
+                       n = i / (parts * count * s.G);
     const cpu::Columns columns{std::min(part * width, s.V), std::min((part + 1) * width, s.V)};
     if (columns.first == columns.last) return;
-    cpu::forward_heads(args, plan, plan.sequences[n], first, std::min(first + per_range, (group + 1) * heads), columns,
+    cpu::forward_heads(args, plan, plan.sequences[n], ranges.first(group, range), ranges.last(group, range), columns,
                        finals.empty() ? nullptr : &finals[n]);
   });
   for (std::size_t n = 0; n < finals.size(); ++n) {
@@ -197,13 +208,92 @@ void forward_checked(const ForwardArgs& args) {
   }
 }
 
-void backward_checked(const BackwardArgs& args) {
-  const Plan plan = check("log_linear.backward", args);
-  apply_instruction_set_from_environment();
+// The sequences of a backward; where they are too few for the threads, cut into spans. A span is a call of its own,
+// with the state before it and the gradient in the one after it.
+struct Spans {
+  Plan plan;
+  std::vector<const State*> dfinal;        // null for zero
+  std::vector<cpu::FinalState*> dinitial;  // null when not wanted
+  std::deque<State> states;                // at the cuts
+};
+
+// The places to cut: as many spans as there are threads for each range of heads.
+std::vector<std::vector<cpu::Cut>> choose_cuts(const Plan& plan, std::int64_t ranges, int threads) {
+  const Sizes& s = plan.sizes;
+  std::int64_t total = 0;
+  for (const Sequence& sequence : plan.sequences) total += sequence.open + sequence.tokens;
+  std::vector<std::vector<cpu::Cut>> cuts;
+  for (const Sequence& sequence : plan.sequences) {
+    const std::int64_t tokens = sequence.open + sequence.tokens, unit = cpu::kCutChunks * sequence.chunk,
+                       units = tokens / unit,
+                       spans = std::min(units, tokens * threads / std::max<std::int64_t>(1, total * s.G * ranges));
+    cuts.emplace_back();
+    for (std::int64_t i = 1; i < spans; ++i) {
+      const std::int64_t before = units * i / spans;
+      const std::vector<LiveSlot> live = live_slots(sequence, s.L, before * cpu::kCutChunks);
+      cuts.back().push_back(
+          {before * unit - sequence.open, slots_for(s, sequence, live, true), slots_for(s, sequence, live, true)});
+    }
+  }
+  return cuts;
+}
+
+Spans spans_of(const BackwardArgs& args, Plan plan, const Ranges& ranges, int threads,
+               std::vector<cpu::FinalState>& dinitials) {
   const Sizes& s = plan.sizes;
   const std::int64_t N = static_cast<std::int64_t>(plan.sequences.size());
+  const auto dfinal = [&](std::int64_t n) { return args.dfinal_state.empty() ? nullptr : &args.dfinal_state[n]; };
+  std::vector<std::vector<cpu::Cut>> cuts = choose_cuts(plan, ranges.count(), threads);
+  std::vector<std::int64_t> cut;  // the sequences that are
+  for (std::int64_t n = 0; n < N; ++n)
+    if (!cuts[n].empty()) cut.push_back(n);
+  // States and gradients, each for columns of a range of heads.
+  const std::int64_t calls = 2 * static_cast<std::int64_t>(cut.size()) * s.G * ranges.count(),
+                     parts = column_parts(calls, s.V, threads), width = padded((s.V + parts - 1) / parts);
+  parallel_for(calls * parts, threads, [&](std::int64_t i) {
+    const std::int64_t part = i % parts, range = i / (2 * parts) % ranges.count(),
+                       group = i / (2 * parts * ranges.count()) % s.G, n = cut[i / (2 * parts * ranges.count() * s.G)];
+    const cpu::Columns columns{std::min(part * width, s.V), std::min((part + 1) * width, s.V)};
+    if (columns.first == columns.last) return;
+    const std::int64_t first = ranges.first(group, range), last = ranges.last(group, range);
+    if (i / parts % 2 == 0)
+      cpu::states_at_cuts(args, plan, plan.sequences[n], first, last, columns, cuts[n]);
+    else
+      cpu::dstates_at_cuts(args, plan, plan.sequences[n], first, last, columns, dfinal(n), cuts[n]);
+  });
+
+  Spans spans;
+  spans.plan.sizes = s;
+  for (std::int64_t n = 0; n < N; ++n) {
+    const Sequence& sequence = plan.sequences[n];
+    Sequence span = sequence;
+    spans.dinitial.push_back(dinitials.empty() ? nullptr : &dinitials[n]);
+    for (cpu::Cut& cut : cuts[n]) {
+      const std::int64_t position = sequence.position + cut.tokens;
+      const auto keep = [&](std::vector<cpu::FinalSlot>& slots) {
+        cpu::FinalState state;
+        state.slots = std::move(slots);
+        return &spans.states.emplace_back(state_of(args.rule, s, sequence.chunk, position, std::move(state)));
+      };
+      span.tokens = cut.tokens - (span.first - sequence.first);
+      spans.plan.sequences.push_back(span);
+      spans.dfinal.push_back(keep(cut.dstate));
+      span = {sequence.batch, sequence.first + cut.tokens, 0, position, keep(cut.state), sequence.chunk};
+      spans.dinitial.push_back(nullptr);
+    }
+    span.tokens = sequence.first + sequence.tokens - span.first;
+    spans.plan.sequences.push_back(span);
+    spans.dfinal.push_back(dfinal(n));
+  }
+  return spans;
+}
+
+void backward_checked(const BackwardArgs& args) {
+  const Plan whole = check("log_linear.backward", args);
+  apply_instruction_set_from_environment();
+  const Sizes& s = whole.sizes;
   std::vector<cpu::FinalState> dinitials;
-  for (const Sequence& sequence : plan.sequences) {
+  for (const Sequence& sequence : whole.sequences) {
     if (args.dinitial_state.empty()) break;
     cpu::FinalState d;
     d.slots = slots_for(s, sequence, live_slots(sequence, s.L, 0), true);
@@ -216,43 +306,44 @@ void backward_checked(const BackwardArgs& args) {
   // threads. Ranges of four heads and more: what a range does for all of its heads costs it as much as one and a half
   // live states of a head.
   const std::int64_t heads = s.H / s.G;
-  const std::int64_t per_range = std::min(heads, std::max<std::int64_t>(4, (heads + 7) / 8)),
-                     ranges = (heads + per_range - 1) / per_range;
+  const Ranges ranges{heads, std::min(heads, std::max<std::int64_t>(4, (heads + 7) / 8))};
+  const int threads = threads_for(thread_count(args.threads), 3 * work_of(whole));
+  const Spans spans = spans_of(args, whole, ranges, threads, dinitials);
+  const std::vector<Sequence>& sequences = spans.plan.sequences;
+  const std::int64_t N = static_cast<std::int64_t>(sequences.size()), count = ranges.count();
   const std::size_t element = size_of(s.state_dtype);
-  const bool direct = ranges == 1;
+  const bool direct = count == 1;
   std::int64_t rows = 0;
-  std::vector<std::int64_t> first_row;  // of each sequence in a buffer
-  for (const Sequence& sequence : plan.sequences) {
+  std::vector<std::int64_t> first_row;  // of each span in a buffer
+  for (const Sequence& sequence : sequences) {
     first_row.push_back(rows);
     rows += sequence.open + sequence.tokens;
   }
   const std::int64_t buffer_size = direct ? 0 : rows * s.K;
-  Buffer dq(static_cast<std::size_t>(s.G * ranges * buffer_size) * element), dk(dq.size());
-  parallel_for(N * s.G * ranges, threads_for(args.threads, 3 * work_of(plan)), [&](std::int64_t i) {
-    const std::int64_t n = i / (s.G * ranges), group = i / ranges % s.G, range = i % ranges;
-    const std::int64_t first = group * heads + range * per_range,
-                       last = std::min(first + per_range, (group + 1) * heads);
-    const std::size_t at = ((group * ranges + range) * buffer_size + first_row[n] * s.K) * element;
+  Buffer dq(static_cast<std::size_t>(s.G * count * buffer_size) * element), dk(dq.size());
+  parallel_for(N * s.G * count, threads, [&](std::int64_t i) {
+    const std::int64_t n = i / (s.G * count), group = i / count % s.G, range = i % count;
+    const std::size_t at = ((group * count + range) * buffer_size + first_row[n] * s.K) * element;
     cpu::BackwardTarget target;
     if (!direct) target = {dq.data() + at, dk.data() + at};
-    cpu::backward_heads(args, plan, plan.sequences[n], first, last,
-                        args.dfinal_state.empty() ? nullptr : &args.dfinal_state[n], target,
-                        dinitials.empty() ? nullptr : &dinitials[n]);
+    cpu::backward_heads(args, spans.plan, sequences[n], ranges.first(group, range), ranges.last(group, range),
+                        spans.dfinal[n], target, spans.dinitial[n]);
   });
   if (!direct) {
     const std::vector<Buffer*> nowhere(N, nullptr);
     std::vector<Buffer*> opens = nowhere;
-    for (std::size_t n = 0; n < dinitials.size(); ++n) opens[n] = dinitials[n].open ? &dinitials[n].open->k : nullptr;
+    for (std::int64_t n = 0; n < N; ++n)
+      if (spans.dinitial[n] && spans.dinitial[n]->open) opens[n] = &spans.dinitial[n]->open->k;
     const auto sum = [&](const Buffer& from, const Tensor& to, const std::vector<Buffer*>& open) {
-      s.state_dtype == DType::f64 ? sum_ranges<double>(args, plan, ranges, rows, from.data(), to, open)
-                                  : sum_ranges<float>(args, plan, ranges, rows, from.data(), to, open);
+      s.state_dtype == DType::f64 ? sum_ranges<double>(args, spans.plan, count, rows, from.data(), to, open)
+                                  : sum_ranges<float>(args, spans.plan, count, rows, from.data(), to, open);
     };
     sum(dq, args.dq, nowhere);
     sum(dk, args.dk, opens);
   }
   for (std::size_t n = 0; n < dinitials.size(); ++n)
     args.dinitial_state[n] =
-        state_of(args.rule, s, plan.sequences[n].chunk, plan.sequences[n].position, std::move(dinitials[n]));
+        state_of(args.rule, s, whole.sequences[n].chunk, whole.sequences[n].position, std::move(dinitials[n]));
 }
 
 // Room for one more open token: the state's own, when a fork shares it a copy.
@@ -309,10 +400,11 @@ void fold(const StepArgs& args, const Plan& plan, Sequence sequence, State& stat
     if (!shared && (!matrix || matrix.use_count() > 2)) matrix = new_matrix(s);
     end.slots.push_back({{live[i].bit, std::move(matrix), std::vector<double>(s.H, 0.0)}, shared});
   }
-  const std::int64_t heads = s.H / s.G, per_range = (heads + 7) / 8, ranges = (heads + per_range - 1) / per_range;
-  parallel_for(s.G * ranges, args.threads, [&](std::int64_t i) {
-    const std::int64_t group = i / ranges, first = group * heads + i % ranges * per_range;
-    cpu::fold_heads(args.rule, plan, sequence, first, std::min(first + per_range, (group + 1) * heads), end);
+  const Ranges ranges{s.H / s.G, (s.H / s.G + 7) / 8};
+  const std::int64_t count = ranges.count();
+  parallel_for(s.G * count, args.threads, [&](std::int64_t i) {
+    cpu::fold_heads(args.rule, plan, sequence, ranges.first(i / count, i % count), ranges.last(i / count, i % count),
+                    end);
   });
   slots = written(std::move(end.slots));
   if (before) StateAccess::open(state) = nullptr;
@@ -336,12 +428,12 @@ void step_checked(const StepArgs& args) {
   }
   // As many heads of a group together as leaves every thread a piece of work: they share what depends on q and k alone.
   const std::int64_t heads = s.H / s.G, threads = threads_for(thread_count(args.threads), work);
-  const std::int64_t per_range = std::clamp<std::int64_t>(s.B * s.H / threads, 1, heads),
-                     ranges = (heads + per_range - 1) / per_range;
-  parallel_for(s.B * s.G * ranges, threads, [&](std::int64_t i) {
-    const std::int64_t b = i / (s.G * ranges), group = i / ranges % s.G, first = group * heads + i % ranges * per_range;
-    cpu::step_heads(args, plan, b, *StateAccess::open(args.states[b]), first,
-                    std::min(first + per_range, (group + 1) * heads));
+  const Ranges ranges{heads, std::clamp<std::int64_t>(s.B * s.H / threads, 1, heads)};
+  const std::int64_t count = ranges.count();
+  parallel_for(s.B * s.G * count, threads, [&](std::int64_t i) {
+    const std::int64_t b = i / (s.G * count), group = i / count % s.G, range = i % count;
+    cpu::step_heads(args, plan, b, *StateAccess::open(args.states[b]), ranges.first(group, range),
+                    ranges.last(group, range));
   });
   for (std::int64_t b = 0; b < s.B; ++b) {
     State& state = args.states[b];

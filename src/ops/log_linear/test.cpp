@@ -790,27 +790,48 @@ TEST(Property, ThreadsDoNotChangeABit) {
   }
 }
 
-// Fewer heads than threads: columns of a head are computed apart, from and to states as well.
+// Fewer heads than threads: columns of a head are computed apart, from and to states as well; the backward cuts a
+// sequence into spans.
+template <class E>
+void check_shared_head(Rule rule, std::int64_t H) {
+  const Shape shape{.rule = rule, .T = 600, .G = 1, .H = H, .K = 40, .V = 70, .L = 6, .chunk = 8};
+  std::vector<std::vector<double>> first;
+  for (int threads = 1; threads <= 5; ++threads) {
+    Problem<E> p(shape, 8), other(shape, 9);
+    std::vector<State> state(1), before(1), dfinal(1), dinitial(1);
+    for (const auto& [begin, end] : {std::pair<std::int64_t, std::int64_t>{0, 333}, {333, 600}}) {
+      ForwardArgs a = piece(p.forward_args(), begin, end);
+      if (begin > 0) a.initial_state = state;
+      a.final_state = state;
+      a.threads = threads;
+      log_linear::forward(a);
+    }
+    // Backward of 600 tokens after 100 others, with gradients in the state after them.
+    ForwardArgs a = piece(other.forward_args(), 0, 100);
+    a.final_state = before;
+    log_linear::forward(a);
+    a = other.forward_args();
+    a.initial_state = before, a.final_state = dfinal;
+    log_linear::forward(a);
+    BackwardArgs d = p.backward_args();
+    d.initial_state = before, d.dfinal_state = dfinal, d.dinitial_state = dinitial;
+    d.threads = threads;
+    log_linear::backward(d);
+    std::vector<std::vector<double>> all = {
+        p.out.values(), dense(state[0]),          p.dq.values(),     p.dk.values(), p.dv.values(),
+        p.dg.values(),  p.dlevel_scales.values(), dense(dinitial[0])};
+    if (has_beta(rule)) all.push_back(p.dbeta.values());
+    EXPECT_TRUE(p.intact());
+    if (threads == 1) first = all;
+    EXPECT_EQ(all, first) << name_of(rule) << ", " << threads << " threads, " << H << " heads";
+  }
+}
+
 TEST(Property, ThreadsShareAHead) {
   for (Rule rule : kRules)
     for (const std::int64_t H : {1, 3}) {
-      const Shape shape{.rule = rule, .T = 600, .G = 1, .H = H, .K = 40, .V = 70, .L = 6};
-      std::vector<std::vector<double>> first;
-      for (int threads = 1; threads <= 5; ++threads) {
-        Problem<float> p(shape, 8);
-        std::vector<State> state(1);
-        for (const auto& [begin, end] : {std::pair<std::int64_t, std::int64_t>{0, 333}, {333, 600}}) {
-          ForwardArgs a = piece(p.forward_args(), begin, end);
-          if (begin > 0) a.initial_state = state;
-          a.final_state = state;
-          a.threads = threads;
-          log_linear::forward(a);
-        }
-        const std::vector<std::vector<double>> all = {p.out.values(), dense(state[0])};
-        EXPECT_TRUE(p.intact());
-        if (threads == 1) first = all;
-        EXPECT_EQ(all, first) << threads << " threads, " << H << " heads";
-      }
+      check_shared_head<float>(rule, H);
+      if (H == 1) check_shared_head<bfloat16>(rule, H);
     }
 }
 
