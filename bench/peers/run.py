@@ -19,7 +19,8 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HERE = pathlib.Path(__file__).resolve().parent
 SCALAR, GATED = "H=16,G=1,K=128,V=64", "H=16,G=16,K=128,V=128"
-CACHE = 16384  # tokens before a decoding step
+CACHE = 16384  # tokens before a decoding step: one live state
+FOUR = 15360  # the last position before that with four live states
 
 # peer, the power of T that its time grows with, and the row of ours that it is compared with
 FORWARD = {
@@ -35,7 +36,7 @@ FORWARD = {
         ("ssd", 1.1, "scalar_decay, one level"),
         ("softmax", 2, "scalar_decay"),
         ("sdpa", 2, "scalar_decay"),
-        ("sdpa_bf16", 2, "scalar_decay"),
+        ("sdpa_bf16", 2, "scalar_decay, bfloat16"),
     ],
 }
 TRAIN = {"torch": [("log_linear_masks_train", 1.4, "scalar_decay"), ("log_linear_tree_train", 1.1, "scalar_decay")]}
@@ -68,13 +69,14 @@ class Session:
             print(f"[run] exit code {done.returncode}: {shlex.join(command)}", file=sys.stderr)
         return done.stdout
 
-    def ours(self, table, arguments):
+    def ours(self, table, arguments, T=None, note=""):
         program = pathlib.Path(self.options.program)
         command = [program, "bench", *arguments, "--threads", self.options.threads, "--seconds", "0.5", "--json"]
         output = self.process(command)
         for row in json.loads(output) if output else []:
             name = f"loglinear {row['rule']}" + (", one level" if row["L"] == 1 else "")
-            self.rows.append(dict(row, table=table, peer=name, T=row.get("position") or row["T"]))
+            name += (", bfloat16" if row["dtype"] == "bf16" else "") + note
+            self.rows.append(dict(row, table=table, peer=name, T=T or row["T"]))
 
     def peer(self, table, label, command, T, cases):
         wanted = [case for case, power, _ in cases if not self.too_long(label, case, power, T)]
@@ -103,10 +105,13 @@ def measure(session, peers):
 
     scalar, gated = ["op", "--rule", "scalar_decay", "--form"], ["op", "--rule", "gated_delta", "--form"]
     session.ours("forward", [*scalar, "forward", *shapes(SCALAR), *shapes(SCALAR, ",L=1")])
+    session.ours("forward", [*scalar, "forward", "--dtype", "bf16", *shapes(SCALAR)])
     session.ours("forward", [*gated, "forward", *shapes(GATED)])
     session.ours("backward", [*scalar, "backward", *shapes(SCALAR)])
     for rule, shape in (("scalar_decay", SCALAR), ("gated_delta", GATED)):
-        session.ours("step", ["step", "--rule", rule, "--shape", shape, "--position", CACHE])
+        command = ["step", "--rule", rule, "--shape", shape, "--position"]
+        session.ours("step", [*command, CACHE], CACHE)
+        session.ours("step", [*command, FOUR], CACHE, ", 4 live states")
     # A training step is both; the backward computes again what it needs of the forward.
     for row in [r for r in session.rows if r["table"] == "backward"]:
         ahead = session.find("forward", row["peer"], row["T"])
@@ -170,8 +175,14 @@ def goals(session):
             yield "that, forward and backward", "forward and backward", scalar, ("log_linear_masks_train",), T, 50
             yield "ggml's flash attention", "forward", scalar, ("flash_f16", "flash_f32"), T, 50
         if T >= 512:
-            best = ("flash_f16", "flash_f32", "softmax", "sdpa", "sdpa_bf16")
-            yield "the best softmax attention", "forward", scalar, best, T, 20 if T == 16384 else 1
+            best = ("flash_f16", "flash_f32", "softmax", "sdpa")
+            factor = 20 if T == 16384 else 1
+            yield "the best softmax attention", "forward", scalar, best, T, factor
+            yield "softmax attention, both bfloat16", "forward", f"{scalar}, bfloat16", ("sdpa_bf16",), T, factor
+
+
+    four = f"{gated}, 4 live states"
+    yield "ggml's gated delta step, ours with 4 live states", "step", four, ("gated_delta_net_step",), CACHE, 0.77
 
 
 def goal_lines(session):
