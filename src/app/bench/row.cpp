@@ -72,7 +72,9 @@ double useful_work(Rule rule, const Shape& s) {
   // One level: a single state, which every chunk reads.
   const double live = s.L == 1 ? 1 : mean_popcount((s.T + counted_chunk(s) - 1) / C);
   double work = per_head * C * K / 2 + C * V / 2 + K * V * (1 + live);
-  if (has_beta(rule)) work += per_head * C * K / 2 + C * C / 3 + C * (K + V) / 2 + 2 * live * K * V;
+  // A live state is erased through W, or all of them through one K x K transition.
+  const double erase = std::min(2 * live * K * V, live * K * V * K / C + K * K);
+  if (has_beta(rule)) work += per_head * C * K / 2 + C * C / 3 + C * (K + V) / 2 + erase;
   return static_cast<double>(s.B * s.T * s.H) * work;
 }
 

@@ -78,6 +78,10 @@ TEST(UsefulWork, IsThatOfTheFormula) {
   s = resolved(parse_shape("T=128,H=2,K=128,V=128"), Rule::gated_delta);
   EXPECT_DOUBLE_EQ(useful_work(Rule::gated_delta, s),
                    128 * 2 * (2 * 64 * 128 / 2 + 64 * 128 / 2 + 16384 * 1.5 + 64 * 64 / 3.0 + 64 * 256 / 2 + 16384));
+  // Narrow keys are erased through a K x K transition: 32 / 64 of a multiply-add for two, and 32 * 32 to make it.
+  s = resolved(parse_shape("T=256,H=1,K=32,V=64"), Rule::gated_delta);
+  EXPECT_DOUBLE_EQ(useful_work(Rule::gated_delta, s),
+                   256 * (2 * 64 * 32 / 2 + 64 * 64 / 2 + 2048 * 2 + 64 * 64 / 3.0 + 64 * 96 / 2 + 1024 + 1024));
   // Plain linear attention reads and writes one state.
   s = resolved(parse_shape("T=4096,H=16,G=16,K=128,V=64,L=1"), Rule::scalar_decay);
   EXPECT_DOUBLE_EQ(useful_work(Rule::scalar_decay, s), 4096.0 * 16 * (64 * (128 + 64) / 2 + 2 * 8192));

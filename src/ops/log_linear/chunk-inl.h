@@ -222,6 +222,7 @@ class Heads {
         Cp_(row_stride(sequence.chunk)),
         Kp_(row_stride(plan.sizes.K)),
         Vp_(row_stride(columns.last - columns.first)),
+        backward_(std::is_same_v<Args, BackwardArgs>),
         bf16_(plan.sizes.dtype == DType::bf16 ? bf16_unit() : Bf16Unit::none),
         bf16_scope_(bf16_) {}
 
@@ -341,8 +342,8 @@ class Heads {
       parts.insert(parts.end(), more.begin(), more.end());
     }
     if (Rule::kErases) {
-      const std::vector<Share> more = {{&mix_, CC}, {&inverse_, CC}, {&w_, CK},     {&tg_, CC},
-                                       {&p0_, CC},  {&qe_, CK},      {&erased_, CV}};
+      const std::vector<Share> more = {{&mix_, CC}, {&inverse_, CC}, {&w_, CK},      {&tg_, CC},
+                                       {&p0_, CC},  {&qe_, CK},      {&erased_, CV}, {&transition_, K_ * Kp_}};
       parts.insert(parts.end(), more.begin(), more.end());
     }
     if (backward) {
@@ -620,9 +621,18 @@ class Heads {
   // The counter takes in the loaded piece, a full chunk: live states are erased and decay, the new one is built and
   // merges. before: null, or the states before the piece, which keep what is erased from each.
   void advance(std::vector<Live<T>>& live, std::vector<Live<T>>* before = nullptr) {
+    const bool combined = combines(live.size());
+    if (combined) {  // I - Ke^T W
+      multiply(K_, K_, n_, kt_, Cp_, 1, w_, Kp_, transition_, Kp_, {.alpha = -1});
+      for (std::int64_t a = 0; a < K_; ++a) transition_[a * Kp_ + a] += T(1);
+    }
     for (std::size_t i = 0; i < live.size(); ++i) {
       Live<T>& state = live[i];
-      if constexpr (Rule::kErases) {
+      if (combined) {
+        Matrix<T> next = take_matrix();
+        multiply(K_, V_, K_, transition_, Kp_, 1, state.matrix.get(), Vp_, next.get(), Vp_);
+        state.matrix = std::move(next);
+      } else if constexpr (Rule::kErases) {
         T* erased = erased_;
         if (before) {
           (*before)[i].erased = Pool<T>::take(static_cast<std::size_t>(C_ * Vp_));
@@ -652,6 +662,13 @@ class Heads {
         for (std::int64_t j = a * Vp_; j < a * Vp_ + V_; ++j) to[j] += decay * from[j];
     }
     live.push_back(std::move(fresh));
+  }
+
+  // Whether a chunk takes `live` states through the K x K transition in place of W S: where that is less work. Backward
+  // wants W S, and its states to be the same bits with and without cuts.
+  bool combines(std::size_t live) const {
+    const std::int64_t V = static_cast<std::int64_t>(live) * state_V_;  // of all, whatever columns are taken here
+    return Rule::kErases && !backward_ && bf16_ == Bf16Unit::none && K_ <= C_ && K_ * V + C_ * K_ < 2 * C_ * V;
   }
 
   // ue = diag(to_end) U, where U is what the tokens of the piece write.
@@ -733,7 +750,8 @@ class Heads {
   const int last_bit_;               // states of this bit are read through the last level, with all older ones
   const State::Open* open_;          // the open tokens of the initial state
   const std::int64_t Cp_, Kp_, Vp_;  // from row to row of a matrix that is so wide
-  const Bf16Unit bf16_;              // what multiplies: bfloat16 inputs need no better
+  const bool backward_;
+  const Bf16Unit bf16_;  // what multiplies: bfloat16 inputs need no better
   const bf16::Scope bf16_scope_;
 
   // What a piece of the sequence has in common for all heads of the group.
@@ -764,6 +782,7 @@ class Heads {
   T *mix_, *inverse_, *tg_;      // (n, n) lower triangles; tg = decay * mix
   T *p0_, *p_, *decay_;          // (n, n) P without and with decay and scales
   T *w_, *qe_;                   // (n, K) erase vectors and effective queries
+  T* transition_;                // (K, K)
   bf16::Packed w_packed_;
   T *ue_, *erased_, *out_;             // (n, V)
   T *scales_, *scale_row_;             // (n, Ls), (n)
