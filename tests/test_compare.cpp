@@ -10,6 +10,7 @@
 
 #include "browser.hpp"
 #include "program.hpp"
+#include "sanitized.hpp"
 
 namespace loglinear::tests {
 namespace {
@@ -65,8 +66,9 @@ TEST(Compare, FilesAndThePageInHeadlessChromium) {
   const Scratch scratch;
   const std::string rows = (scratch / "rows.json").string(), page = (scratch / "page.html").string();
   // Long enough to be extrapolated for all but what is fastest.
-  const Outcome outcome = compare({"--lengths", "64,256,262144", "--heads", "2", "--width", "16", "--threads", "2",
-                                   "--budget", "8", "--seconds", "0.01", "--json", rows, "--html", page});
+  const Outcome outcome =
+      compare({"--lengths", "64,256,262144", "--heads", "2", "--width", "16", "--threads", "2", "--budget",
+               kSanitized ? "3" : "8", "--seconds", "0.01", "--json", rows, "--html", page});
   EXPECT_EQ(outcome.code, 0) << outcome.err;
   EXPECT_NE(outcome.out.find("T = 256"), std::string::npos);
   EXPECT_NE(outcome.out.find("~"), std::string::npos);

@@ -93,7 +93,7 @@ TEST(Resume, FiftyKillsChangeNoBit) {
   std::mt19937 random(std::random_device{}());
   const fs::path out = scratch / "killed";
   int kills = 0, ends = 0;
-  while (kills < (kSanitized ? 10 : 50)) {
+  while (kills < (kSanitized ? 6 : 50)) {
     Process process(training(data, out), scratch.path());
     // Somewhere in the run: mostly soon, so that fifty deaths fit before the end, and during start-up too.
     const double delay = std::uniform_real_distribution<>(0, 0.12 * seconds)(random);
