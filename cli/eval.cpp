@@ -31,8 +31,9 @@ same document (or of the same sequence, with --seq-len) before the one that is s
 
 On a task (loglinear task --help has the list) an answer is right when each of its tokens is the most probable one. Depth:
 where what is asked for stood, from 0 (beginning) to 1 (just before the question). What is not given is as in the training
-of the checkpoint, when that was on the same task; lengths are then 1, 2, 4 and 8 times the trained one. The interval
-(Wilson) takes answers as independent of each other. Examples are held out: no training sees them.
+of the checkpoint, when that was on the same task, but all examples of a row have its full length and number of items,
+whatever --min-length, --min-items and --item-length the training mixed (its own validation has that mix, and so another
+accuracy); lengths are then 1, 2, 4 and 8 times the trained one. The interval (Wilson) takes answers as independent of each other. Examples are held out: no training sees them.
 --json prints one object: task, examples, cells: a list of {length, items, depth_first, depth_last, answers, right,
 accuracy}, totals: a list of {length, items, answers, right, accuracy, accuracy_low, accuracy_high, loss (nats of a
 scored token), chance}; accuracy is null where nothing was asked for.
@@ -189,6 +190,7 @@ int run_eval(const Flags& flags) {
   for (const std::int64_t items : flags.items) need("--items", items, 1, 10'000'000);
   const bool task = !flags.task.name.empty();
   if (!task && flags.data.empty()) fail_usage("eval", "--data is missing: text to score (or give a --task)");
+  if (flags.max_bytes > 0 && flags.data.empty()) fail_usage("eval", "--max-bytes: of --data, which is missing");
   for (const auto& [name, option] : task ? flags.text_options : flags.task_options)
     if (option->count() > 0)
       fail_usage("eval", "--{}: {}", name, task ? "of text, not of a --task" : "only a --task has it");
@@ -212,7 +214,8 @@ void add_eval(CLI::App& app, Run& run) {
       ->capture_default_str();
   command->add_option(
       "--level-policy", flags->level_policy,
-      "read levels beyond the trained ones in this way: share, stretch, routed or content; default: the model's");
+      "read levels in this way: share, stretch, routed or content; default: the model's (share and stretch differ "
+      "beyond the trained levels only, any other change is one of trained levels too)");
   command->add_option("--trained-levels", flags->trained_levels, "levels that have scales of their own; 0: the model's")
       ->capture_default_str();
   command->add_flag("--as-log-linear", flags->as_log_linear,
@@ -237,7 +240,7 @@ void add_eval(CLI::App& app, Run& run) {
       ->delimiter(',')
       ->type_name("T,T,...");
   add(flags->task_options, "items", flags->items,
-      "pairs of mqar, symbols to copy, keys of a needle task; several: a block each")
+      "pairs of mqar and mqar_scattered, symbols to copy, keys of a needle task; several: a block each")
       ->delimiter(',')
       ->type_name("N,N,...");
   app::for_each_task_setting(flags->task, [&](const std::string& name, auto& value, double, double, const char* help) {

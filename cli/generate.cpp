@@ -12,6 +12,7 @@
 #include <optional>
 
 #include "app/checkpoint.hpp"
+#include "app/settings.hpp"
 #include "base/error.hpp"
 #include "commands.hpp"
 #include "interrupt.hpp"
@@ -82,6 +83,9 @@ int run_generate(const Flags& flags) {
   model->threads = flags.threads;
   app::Context context =
       flags.state_load.empty() ? app::new_context(*model) : app::load_context(flags.state_load, *model);
+
+  const std::optional<app::TrainSettings> training = app::training_settings(flags.checkpoint);
+  context.separator = !training || training->task.name.empty();
 
   const Interrupt interrupt;
   bool closed = false;  // nobody reads the text any more: stop, but still save
@@ -176,7 +180,8 @@ void add_generate(CLI::App& app, Run& run) {
   command->add_flag("--json", flags->json, "one JSON object at the end instead of text as it comes");
   command->footer(
       R"(Without a prompt, text piped into standard input is the prompt; without any, the model begins a document.
-The separator that training puts between documents is read before a prompt and ends the text when it is drawn.
+The separator that training puts between documents is read before a prompt and ends the text when it is drawn; before the
+prompt of a model that was trained on a task there is none, as in its examples.
 Ctrl-C ends the text early; the state is saved all the same.
 
 Examples:

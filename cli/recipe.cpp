@@ -21,7 +21,7 @@ constexpr const char* kNotes =
 those of the tables in docs/quality.md. Every training has one thread and --jobs of them run at once; a value is the same
 whatever --jobs is. In OUT each has a folder as `loglinear train` makes it, with its result.json. What has ended is not done
 again, so the same command goes on after Ctrl-C (which saves, exit code 130), and measures what a changed recipe adds.
-OUT/results.jsonl gets a line for every measurement, OUT/table.md is the table so far.
+OUT/results.jsonl gets a line for every measurement, OUT/table.md is the table of the last call and names its command.
 
 --set replaces what the recipe says: in [settings], in every case, and a list of [sweep] (VALUE may be a list in JSON).
 --json writes {title, command, machine, seed, seeds, seconds, rows: [{case, sweep, settings, trainings: [{folder, seed,
@@ -38,7 +38,7 @@ struct Flags {
   app::RecipeOptions options;
   app::RecipeRun run;
   std::string out;
-  bool dry_run = false;
+  bool dry_run = false, seeds_given = false, examples_given = false;
 };
 
 int run_recipe(const Flags& flags, bool json) {
@@ -47,10 +47,10 @@ int run_recipe(const Flags& flags, bool json) {
   };
   at_least("--jobs", flags.run.jobs, 0);
   if (flags.run.jobs > 4096) fail_usage("recipe", "--jobs: got {}, need 0 to 4096", flags.run.jobs);
-  at_least("--seeds", flags.options.seeds, 0);
+  if (flags.seeds_given) at_least("--seeds", flags.options.seeds, 1);
   at_least("--seed", flags.options.seed, -1);
-  at_least("--examples", flags.options.examples, 0);
-  if (flags.options.seeds > 1000) fail_usage("recipe", "--seeds: got {}, need 0 to 1000", flags.options.seeds);
+  if (flags.examples_given) at_least("--examples", flags.options.examples, 1);
+  if (flags.options.seeds > 1000) fail_usage("recipe", "--seeds: got {}, need 1 to 1000", flags.options.seeds);
   const app::Recipe recipe = app::read_recipe(flags.file, flags.options);
   if (flags.dry_run) {
     print(app::recipe_plan_text(recipe));
@@ -78,6 +78,7 @@ int run_recipe(const Flags& flags, bool json) {
   };
   app::RecipeRun run = flags.run;
   run.out = flags.out;
+  run.command = command_line();
   const app::RecipeResult result = app::run_recipe(recipe, run, hooks);
   progress.clear();
   if (result.interrupted) {
@@ -107,13 +108,15 @@ void add_recipe(CLI::App& app, Run& run) {
   command->add_option("--out", flags->out, "folder for the trainings and their results");
   command->add_option("--jobs", flags->run.jobs, "trainings at once, of one thread each; 0: as many as processors")
       ->capture_default_str();
-  command->add_option("--seeds", flags->options.seeds, "trainings of each model; default: the recipe's");
+  const CLI::Option* seeds =
+      command->add_option("--seeds", flags->options.seeds, "trainings of each model; default: the recipe's");
   command->add_option("--seed", flags->options.seed, "of the first of them, the others follow; default: the recipe's");
   command->add_option("--set", flags->options.set, "a setting of `loglinear train`, for all trainings; repeatable")
       ->type_name("SETTING=VALUE")
       ->allow_extra_args(false);
   command->add_option("--data", flags->options.data, "text files or folders to train on")->type_name("PATH");
-  command->add_option("--examples", flags->options.examples, "of each task that is scored; default: the recipe's");
+  const CLI::Option* examples =
+      command->add_option("--examples", flags->options.examples, "of each task that is scored; default: the recipe's");
   command->add_option("--only", flags->options.only, "only trainings whose name has a match of this regular expression")
       ->type_name("REGEX");
   command->add_flag("--dry-run", flags->dry_run, "only list the trainings and the tokens that each reads");
@@ -122,7 +125,10 @@ void add_recipe(CLI::App& app, Run& run) {
           ->expected(0, 1)
           ->type_name("[FILE]");
   command->footer(kNotes);
-  command->callback([&run, flags, json] { run = [flags, json] { return run_recipe(*flags, json->count() > 0); }; });
+  command->callback([&run, flags, json, seeds, examples] {
+    flags->seeds_given = seeds->count() > 0, flags->examples_given = examples->count() > 0;
+    run = [flags, json] { return run_recipe(*flags, json->count() > 0); };
+  });
 }
 
 }  // namespace loglinear::cli

@@ -75,7 +75,7 @@ TEST(Recipe, MakesATableAndTheSameNumbersAgainWithAnyNumberOfJobs) {
   ASSERT_EQ(one.code, 0) << one.err;
   for (const char* part :
        {"## Small recall\n", "| mixer ", "recall, length 32, %", "recall, length 64, %", "state",
-        "| log_linear_gated_deltanet |", "4 of 4 trainings done", "1 trainings at once", "command  loglinear recipe "})
+        "| log_linear_gated_deltanet |", "4 of 4 trainings done", "one training at once", "command  loglinear recipe "})
     EXPECT_NE(one.out.find(part), std::string::npos) << part << "\n" << one.out;
   EXPECT_NE(one.err.find("4 of 4  "), std::string::npos) << one.err;
   const Outcome two = recipe(file, scratch / "two", {"--jobs", "2", "--json", (scratch / "two.json").string()});
@@ -112,6 +112,16 @@ TEST(Recipe, MakesATableAndTheSameNumbersAgainWithAnyNumberOfJobs) {
   EXPECT_NE(added.out.find("few, %"), std::string::npos) << added.out;
   EXPECT_EQ(fs::last_write_time(scratch / "one/mamba2-1/step-0000006/model.safetensors"), model);
   EXPECT_EQ(lines(scratch / "one/results.jsonl").size(), 4u * 4);
+  for (const json& line : lines(scratch / "one/results.jsonl")) EXPECT_TRUE(line["definition"].is_object()) << line;
+  EXPECT_NE(file_text(scratch / "one/table.md").find("\ncommand  loglinear recipe " + more), std::string::npos);
+
+  // A quick look measures its own and takes nothing away.
+  const Outcome look = recipe(file, scratch / "one", {"--examples", "2", "--only", "mamba2-1"});
+  EXPECT_EQ(look.code, 0) << look.err;
+  const std::size_t measured = lines(scratch / "one/results.jsonl").size();
+  EXPECT_GT(measured, 4u * 4);
+  EXPECT_EQ(recipe(more, scratch / "one").code, 0);
+  EXPECT_EQ(lines(scratch / "one/results.jsonl").size(), measured);
   const Outcome other = recipe(file, scratch / "one", {"--set", "lr=0.5"});
   EXPECT_EQ(not_one_clear_line(other, 2), "");
   EXPECT_NE(other.err.find("lr 0.002, not 0.5"), std::string::npos) << other.err;

@@ -24,9 +24,10 @@
 // the same bits in the state's matrices. Blocks of tokens that are read through the last of L levels are kept as one,
 // so a state can go on with the L that it was made with or with fewer.
 //
-// Determinism: the same bits from run to run and for any number of threads. A NaN or infinity in one sequence or head
-// leaves the others bit-equal (through q and k it reaches the heads of its group). Nothing is printed. Errors are
-// loglinear::Error and are thrown before anything is written.
+// Determinism: the same bits from run to run and for any number of threads (but for a head with a NaN or infinity in it
+// where bfloat16 is multiplied: what it spoils is rounded otherwise for another number of threads). A NaN or infinity
+// in one sequence or head leaves the others bit-equal (through q and k it reaches the heads of its group). Nothing is
+// printed. Errors are loglinear::Error and are thrown before anything is written.
 
 #include <cstdint>
 #include <span>
@@ -93,7 +94,8 @@ struct BackwardArgs {
 // Recomputes the states from checkpoints instead of keeping them: memory O(sqrt(T) log T) states a head, or up to 32
 // MiB of states a thread (128 MiB for a rule that erases) where that is more, and (when H / G > 4) a copy of dq and dk
 // for every range of heads, at most eight. Ranges of heads and sequences are spread over the threads; where those are
-// fewer, a sequence is cut into at most as many spans as there are threads, with two states at each cut.
+// at most half as many, a sequence is cut into as many spans as that leaves threads for it, with two states at each
+// cut.
 void backward(const BackwardArgs& args);
 
 struct StepArgs {

@@ -124,7 +124,15 @@ nn::ModelConfig read_config(const fs::path& path, const LoadOptions& options) {
   if (!nn::find_family(config.family)->log_linear || config.unit_scales)
     fail_usage(kWhere, "{} is a {} model without level scales: it has no level policy and no trained levels",
                path.string(), config.family);
-  if (!options.level_policy.empty()) config.level_policy = nn::level_policy(options.level_policy);
+  if (!options.level_policy.empty()) {
+    const LevelPolicy policy = nn::level_policy(options.level_policy), trained = config.level_policy;
+    const auto by_scale = [](LevelPolicy p) { return p == LevelPolicy::share || p == LevelPolicy::stretch; };
+    if (policy != trained && !(by_scale(policy) && by_scale(trained)) && options.warn)
+      options.warn(fmt::format(
+          "{} was trained with level policy {}: with {} its trained levels are read differently too", path.string(),
+          nn::level_policy_names()[static_cast<std::size_t>(trained)], options.level_policy));
+    config.level_policy = policy;
+  }
   if (options.trained_levels != 0) config.trained_levels = options.trained_levels;
   return nn::resolved(config);
 }

@@ -27,7 +27,8 @@ struct LoadOptions {
   // how many levels have scales of their own, 0 to keep it.
   std::string level_policy = "";
   std::int64_t trained_levels = 0;
-  Warn warn = {};  // told when a damaged newest checkpoint of a training folder is passed over
+  Warn warn = {};  // told when a damaged newest checkpoint of a training folder is passed over, and of a
+                   // level_policy that changes what was trained
 };
 
 // The folder with the model that `path` stands for: path itself when it has a config.json, otherwise the newest

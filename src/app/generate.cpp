@@ -69,8 +69,11 @@ void read_tokens(nn::Model<float>& model, Context& context, std::span<const std:
   remember(context, tokens);
 }
 
-void begin(nn::Model<float>& model, Context& context) {
+void begin(nn::Model<float>& model, Context& context, bool text_follows) {
   if (context.state.position() > 0) return;
+  if (!context.separator && !text_follows)
+    fail_usage("generate", "a prompt is missing: the model was trained on a task and cannot begin a text");
+  if (!context.separator) return;
   const std::int32_t separator = kSeparator;
   read_tokens(model, context, {&separator, 1});
 }
@@ -81,8 +84,8 @@ bool asks(const std::function<bool()>& interrupted) { return interrupted && inte
 
 Context new_context(const nn::Model<float>& model) {
   if (model.config().vocab_size != 256)
-    fail("generate", "the model has a vocabulary of {} tokens; only models of the 256 bytes can be given text",
-         model.config().vocab_size);
+    fail_usage("generate", "the model has a vocabulary of {} tokens; only models of the 256 bytes can be given text",
+               model.config().vocab_size);
   Context context;
   context.state = model.new_state();
   return context;
@@ -91,7 +94,7 @@ Context new_context(const nn::Model<float>& model) {
 std::size_t read_text_into(nn::Model<float>& model, Context& context, std::string_view text,
                            const std::function<bool()>& interrupted) {
   constexpr std::size_t kPiece = 4096;  // fixed, so that the same text always gives the same bits
-  begin(model, context);
+  begin(model, context, !text.empty());
   std::vector<std::int32_t> tokens;
   std::size_t done = 0;
   while (done < text.size() && !asks(interrupted)) {
@@ -137,7 +140,7 @@ Generation generate(nn::Model<float>& model, Context& context, const GenerateSet
     result.text += text;
     if (!text.empty() && hooks.text) hooks.text(text);
   };
-  begin(model, context);
+  begin(model, context, false);
   for (const char byte : std::exchange(context.pending, {}))
     if (!stream.stopped()) give(stream.push(byte));
   if (stream.stopped()) result.reason = StopReason::stop;

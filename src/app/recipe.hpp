@@ -103,7 +103,8 @@ struct RecipeHooks {
 
 struct RecipeRun {
   std::filesystem::path out;
-  int jobs = 0;  // trainings at once, of one thread each; 0: as many as there are processors
+  int jobs = 0;         // trainings at once, of one thread each; 0: as many as there are processors
+  std::string command;  // for table.md
 };
 
 struct RecipeResult {

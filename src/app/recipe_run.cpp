@@ -47,7 +47,7 @@ RecipeValue value_from(const json& value) {
 class Runner {
  public:
   Runner(const Recipe& recipe, const RecipeRun& run, const RecipeHooks& hooks)
-      : recipe_(recipe), out_(run.out), hooks_(hooks), states_(recipe.trainings.size()) {
+      : recipe_(recipe), out_(run.out), command_(run.command), hooks_(hooks), states_(recipe.trainings.size()) {
     result_.outcomes.resize(recipe.trainings.size());
     for (RecipeOutcome& outcome : result_.outcomes) outcome.values.resize(recipe.measurements.size());
     const std::size_t jobs = static_cast<std::size_t>(run.jobs > 0 ? run.jobs : processors());
@@ -60,7 +60,8 @@ class Runner {
     std::atomic<std::int64_t> steps{0};  // of this call
     std::atomic<bool> running{false};
     std::atomic<double> began{0};
-    bool old = false;  // had ended before this call
+    bool old = false;                   // had ended before this call
+    json other_scores = json::array();  // that this recipe does not ask for: kept for one that does
   };
 
   fs::path folder(std::size_t i) const { return out_ / recipe_.trainings[i].name; }
@@ -82,6 +83,7 @@ class Runner {
 
   const Recipe& recipe_;
   const fs::path out_;
+  const std::string command_;
   const RecipeHooks& hooks_;
   RecipeResult result_;
   std::vector<State> states_;
@@ -121,12 +123,16 @@ bool Runner::read_result(std::size_t i) {
       outcome.tokens = file.at("tokens");
       outcome.parameters = file.at("parameters");
       outcome.seconds = file.at("seconds");
-      for (const json& score : file.at("scores"))
+      for (const json& score : file.at("scores")) {
+        bool asked = false;
         for (std::size_t m = 0; m < recipe_.measurements.size(); ++m) {
           if (recipe_.measurements[m].definition != score.at("definition")) continue;
+          asked = true;
           for (const json& value : score.at("values")) outcome.values[m].push_back(value_from(value));
           if (outcome.values[m].size() != recipe_.measurements[m].columns.size()) outcome.values[m].clear();
         }
+        if (!asked) states_[i].other_scores.push_back(score);
+      }
     }
   } catch (const json::exception&) {
     fail(kRecipe, "{}: is not one of this program", path.string());
@@ -143,7 +149,7 @@ void Runner::write_result(std::size_t i, bool ended) {
   const RecipeOutcome& outcome = result_.outcomes[i];
   json file{{"settings", app::to_json(recipe_.trainings[i].settings)}, {"ended", ended}};
   if (ended) {
-    json scores = json::array();
+    json scores = states_[i].other_scores;
     for (std::size_t m = 0; m < recipe_.measurements.size(); ++m) {
       if (outcome.values[m].empty()) continue;
       json labels = json::array(), values = json::array();
@@ -258,6 +264,7 @@ void Runner::measure_one(std::size_t i, bool cost) {
                      {"case", row.name},
                      {"sweep", sweep},
                      {"seed", training.settings.seed},
+                     {"definition", measurement.definition},
                      {"labels", labels},
                      {"values", list},
                      {"seconds", seconds},
@@ -266,7 +273,7 @@ void Runner::measure_one(std::size_t i, bool cost) {
   }
 }
 
-void Runner::write_table() { io::write_file_atomic(out_ / "table.md", recipe_text(recipe_, result_, "")); }
+void Runner::write_table() { io::write_file_atomic(out_ / "table.md", recipe_text(recipe_, result_, command_)); }
 
 void Runner::report(std::size_t i) {
   const RecipeOutcome& outcome = result_.outcomes[i];

@@ -181,8 +181,8 @@ std::string recipe_text(const Recipe& recipe, const RecipeResult& result, const 
                                                                                   : fmt::format("{} threads", threads));
       break;
     }
-  text += fmt::format("command  {}\nmachine  {}, {} processors, {} trainings at once\n", command, cpu_model(),
-                      processors(), result.jobs);
+  text += fmt::format("command  {}\nmachine  {}, {} processors, {} at once\n", command, cpu_model(), processors(),
+                      result.jobs == 1 ? "one training" : fmt::format("{} trainings", result.jobs));
   return text;
 }
 

@@ -141,6 +141,9 @@ TrainSettings resolve_settings(const nlohmann::json& flags, const std::filesyste
       apply_given(resumed);
       return resumed;
     }
+    if (settings.data.empty() && settings.task.name.empty())
+      fail_usage("train", "--resume: there is no checkpoint in {}, and no --data or --task to begin with",
+                 settings.out);
   }
   return settings;
 }

@@ -68,7 +68,8 @@ void for_each_setting(Settings& s, F&& f) {
   f("mlp-width", s.mlp_width, SettingRange{0, 1 << 24}, "Model", "hidden width of the MLP; 0: about 8/3 D");
   f("levels", s.levels, SettingRange{1, 64}, "Model", "levels L of the log-linear mixers");
   f("level-policy", s.level_policy, none, "Model",
-    "what levels beyond the trained ones are read with: share, stretch, routed or content (docs/quality.md)");
+    "how levels are read, and those beyond the trained ones: share, stretch, routed or content (docs/algorithm.md, "
+    "8.1)");
   f("trained-levels", s.trained_levels, SettingRange{0, 64}, "Model",
     "levels that have scales of their own; 0: those of --seq-len, all with --position-offsets");
   f("position-offsets", s.position_offsets, SettingRange{0, 1}, "Model",

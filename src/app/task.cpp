@@ -626,6 +626,8 @@ TaskSettings resolved(const TaskSettings& settings) {
     }
   }
   fill("items", s.items, entry->items == kAsManyAsFit ? most_items : entry->items, Int{1}, most_items, why);
+  if (s.item_power != 0 && s.min_items == 0 && entry->items != 0)
+    fail_usage("task", "item-power: got {}, but min-items is missing: all examples have as many", s.item_power);
   fill("min-items", s.min_items, s.items, Int{1}, s.items, ", the items");
   if (s.item_power != 0) {
     if (entry->items == 0) fail_usage("task", "item-power: got {}, but {} has no items", s.item_power, s.name);

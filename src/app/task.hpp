@@ -97,18 +97,20 @@ void for_each_task_setting(Settings& s, F&& f) {
   f("min-length", s.min_length, 0.0, 1e9, "lengths are uniform from here to the longest; 0: all have the longest");
   f("vocab", s.vocab, 0.0, 1e7,
     "mqar, mqar_scattered, copy, selective_copy, induction: tokens that there are; 0: the task's");
-  f("items", s.items, 0.0, 1e7, "pairs of mqar, symbols to copy, keys of a needle task; 0: the task's");
+  f("items", s.items, 0.0, 1e7,
+    "pairs of mqar and mqar_scattered, symbols to copy, keys of a needle task; 0: the task's");
   f("min-items", s.min_items, 0.0, 1e7, "items are drawn from this, twice this, ... up to --items; 0: always --items");
   f("item-power", s.item_power, 0.0, 10.0,
     "n items are drawn with probability ~ n^-this; 0: evenly, 1: as many answers of each n");
   f("item-length", s.item_length, 0.0, 1e7,
-    "mqar, copy, selective_copy: tokens of an example for each of its items; 0: --min-length says");
+    "mqar, mqar_scattered, copy, selective_copy: tokens of an example for each of its items; 0: --min-length says");
   f("queries", s.queries, 0.0, 1e4, "needle tasks: keys that are asked for; 0: the task's");
   f("values", s.values, 0.0, 1e4, "needle tasks: values of a key; 0: the task's");
   f("digits", s.digits, 0.0, 18.0, "passkey and needle tasks: of a value; 0: the task's");
   f("cue", s.cue, 0.0, 1e6, "text_recall: bytes shown again; 0: 16");
   f("answer", s.answer, 0.0, 1e6, "text_recall: bytes that have to follow; 0: 8");
-  f("alpha", s.alpha, 0.0, 100.0, "mqar: power law of the gaps, small: most keys return soon, 1: uniform; 0: 0.01");
+  f("alpha", s.alpha, 0.0, 100.0,
+    "mqar, mqar_scattered: power law of the gaps, small: most keys return soon, 1: uniform; 0: 0.01 and 1");
   f("depth", s.depth, -1.0, 1.0, "passkey, needle, text_recall, induction: where the evidence stands; -1: anywhere");
 }
 

@@ -233,6 +233,12 @@ TEST_F(Checkpoint, LevelsMayBeReadInAnotherWay) {
   const auto model = load_model<float>(path),
              other = load_model<float>(path, {.level_policy = "stretch", .trained_levels = 3, .warn = {}});
   EXPECT_EQ(other->config().level_policy, LevelPolicy::stretch);
+  std::vector<std::string> warnings;  // of a policy that changes how trained levels are read
+  for (const char* policy : {"share", "stretch", "content"})
+    load_model<float>(path,
+                      {.level_policy = policy, .warn = [&](const std::string& text) { warnings.push_back(text); }});
+  ASSERT_EQ(warnings.size(), 1u);
+  EXPECT_NE(warnings[0].find("with level policy share: with content"), std::string::npos) << warnings[0];
   EXPECT_EQ(other->config().trained_levels, 3);
   for (std::size_t i = 0; i < model->parameters().size(); ++i)
     EXPECT_TRUE(std::equal(model->parameters()[i].value.begin(), model->parameters()[i].value.end(),

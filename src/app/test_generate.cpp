@@ -224,6 +224,18 @@ TEST_P(Generate, CutAnywhereAndSavedGivesTheTextOfOneRun) {
   }
 }
 
+TEST_P(Generate, WithoutASeparatorThePromptComesFirst) {
+  const auto model = small_model(GetParam());
+  Context with = new_context(*model), without = new_context(*model);
+  without.separator = false;
+  EXPECT_THROW(read_text_into(*model, without, ""), Error);
+  EXPECT_THROW(generate(*model, without, {}, false), Error);
+  read_text_into(*model, with, "ab");
+  read_text_into(*model, without, "ab");
+  EXPECT_EQ(with.history, (std::vector<std::int32_t>{kSeparator, 'a', 'b'}));
+  EXPECT_EQ(without.history, (std::vector<std::int32_t>{'a', 'b'}));
+}
+
 TEST_P(Generate, StopsBeforeAStopString) {
   const auto model = small_model(GetParam());
   GenerateSettings settings;

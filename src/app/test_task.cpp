@@ -444,8 +444,9 @@ TEST(Task, ItemsAndLengthsCanBeTied) {
           "item-length: got 4, but min-length");
   refused({.name = "needle", .item_length = 40}, "item-length: got 40");
   refused({.name = "induction", .item_power = 1}, "item-power: got 1");
-  refused({.name = "mqar", .items = 8, .item_power = -1}, "item-power: got -1");
-  refused({.name = "mqar", .items = 8, .item_power = std::nan("")}, "item-power: got nan");
+  refused({.name = "mqar", .items = 8, .item_power = 1}, "item-power: got 1, but min-items is missing");
+  refused({.name = "mqar", .items = 8, .min_items = 1, .item_power = -1}, "item-power: got -1");
+  refused({.name = "mqar", .items = 8, .min_items = 1, .item_power = std::nan("")}, "item-power: got nan");
 }
 
 // ---- Needles

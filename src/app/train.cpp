@@ -434,6 +434,8 @@ nn::ModelConfig model_config(const TrainSettings& s) {
   c.num_levels = s.levels;
   c.trained_levels = s.trained_levels;
   if (s.trained_levels == 0 && s.position_offsets == 0) c.trained_levels = std::min(s.levels, level_count(s.seq_len));
+  if (s.position_offsets > 0 && !family->log_linear)
+    fail_usage("train", "--position-offsets: {} has no levels to train", family->name);
   if (s.trained_levels > s.levels)
     fail_usage("train", "--trained-levels {} is above --levels {}", s.trained_levels, s.levels);
   c.level_policy = nn::level_policy(s.level_policy);

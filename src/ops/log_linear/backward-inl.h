@@ -165,11 +165,12 @@ void Heads<Rule, T>::states_at(std::vector<Cut>& cuts) {
 template <class Rule, class T>
 void Heads<Rule, T>::dstates_at(const ConstTensor& dout, const State* dfinal, std::vector<Cut>& cuts) {
   take_scratch(true);
-  std::vector<int> bits;  // of the live states after the cut, then before each piece that follows it
-  std::vector<std::vector<int>> before;
+  std::vector<int> bits;              // of the live states after the cut, then before each piece that follows it
+  std::vector<std::uint64_t> before;  // the same of every piece, as a mask: no two states have one bit
   for (const FinalSlot& one : cuts.front().state) bits.push_back(one.slot.bit);
   for (std::int64_t first = cuts.front().tokens; first < sequence_.tokens; first += C_) {
-    before.push_back(bits);
+    before.push_back(0);
+    for (const int bit : bits) before.back() |= std::uint64_t{1} << bit;
     const Carry carry =
         carry_of(bits.size(), chunk_bit(sequence_.chunk), last_bit_, [&](std::size_t i) { return bits[i]; });
     bits.resize(bits.size() - carry.merged);
@@ -189,10 +190,12 @@ void Heads<Rule, T>::dstates_at(const ConstTensor& dout, const State* dfinal, st
         load_effective_queries();
         load_tokens(columns_of(dout, columns_), h_, V_, nullptr, 0, dout_, Vp_);
         std::vector<Adjoint<T>>& own = adjoints[h_ - first_head_];
-        own = receive(own, before.back().size());
-        for (std::size_t i = 0; i < own.size(); ++i) {
-          if (Rule::kErases && n_ == C_ && own[i].matrix) read_adjoint(own[i]);
-          advance_adjoint(before.back()[i], own[i]);
+        own = receive(own, static_cast<std::size_t>(std::popcount(before.back())));
+        std::uint64_t rest = before.back();
+        for (Adjoint<T>& adjoint : own) {  // oldest first: the highest bit
+          if (Rule::kErases && n_ == C_ && adjoint.matrix) read_adjoint(adjoint);
+          advance_adjoint(std::bit_width(rest) - 1, adjoint);
+          rest &= ~std::bit_floor(rest);
         }
       }
       before.pop_back();

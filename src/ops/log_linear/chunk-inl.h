@@ -342,8 +342,9 @@ class Heads {
       parts.insert(parts.end(), more.begin(), more.end());
     }
     if (Rule::kErases) {
-      const std::vector<Share> more = {{&mix_, CC}, {&inverse_, CC}, {&w_, CK},      {&tg_, CC},
-                                       {&p0_, CC},  {&qe_, CK},      {&erased_, CV}, {&transition_, K_ * Kp_}};
+      const std::vector<Share> more = {
+          {&mix_, CC}, {&inverse_, CC}, {&w_, CK},      {&tg_, CC},
+          {&p0_, CC},  {&qe_, CK},      {&erased_, CV}, {&transition_, !backward_ && K_ <= C_ ? K_ * Kp_ : 0}};
       parts.insert(parts.end(), more.begin(), more.end());
     }
     if (backward) {

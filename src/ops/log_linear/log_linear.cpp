@@ -102,7 +102,7 @@ State state_of(Rule rule, const Sizes& s, int chunk, std::int64_t position, cpu:
 }
 
 // Threads worth waking for so many multiply-adds: below some ten microseconds of work one is faster.
-int threads_for(int threads, double multiply_adds) { return multiply_adds < 3e5 ? 1 : threads; }
+int threads_for(int threads, double multiply_adds) { return multiply_adds < 3e5 ? 1 : std::min(threads, 1 << 16); }
 
 // Into how many parts of the columns a head is cut: as few as give every thread the same number of parts. What depends
 // on q and k alone is done again for each of them.
