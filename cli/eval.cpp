@@ -33,7 +33,8 @@ On a task (loglinear task --help has the list) an answer is right when each of i
 where what is asked for stood, from 0 (beginning) to 1 (just before the question). What is not given is as in the training
 of the checkpoint, when that was on the same task, but all examples of a row have its full length and number of items,
 whatever --min-length, --min-items and --item-length the training mixed (its own validation has that mix, and so another
-accuracy); lengths are then 1, 2, 4 and 8 times the trained one. The interval (Wilson) takes answers as independent of each other. Examples are held out: no training sees them.
+accuracy); lengths are then 1, 2, 4 and 8 times the trained one. The interval (Wilson) takes answers as independent of
+each other. Examples are held out: no training sees them.
 --json prints one object: task, examples, cells: a list of {length, items, depth_first, depth_last, answers, right,
 accuracy}, totals: a list of {length, items, answers, right, accuracy, accuracy_low, accuracy_high, loss (nats of a
 scored token), chance}; accuracy is null where nothing was asked for.

@@ -623,7 +623,7 @@ class Heads {
   // merges. before: null, or the states before the piece, which keep what is erased from each.
   void advance(std::vector<Live<T>>& live, std::vector<Live<T>>* before = nullptr) {
     const bool combined = combines(live.size());
-    if (combined) {  // I - Ke^T W
+    if (combined) {  // I - K^T W: the decay beside it is noted, as where W S is made
       multiply(K_, K_, n_, kt_, Cp_, 1, w_, Kp_, transition_, Kp_, {.alpha = -1});
       for (std::int64_t a = 0; a < K_; ++a) transition_[a * Kp_ + a] += T(1);
     }
@@ -751,8 +751,8 @@ class Heads {
   const int last_bit_;               // states of this bit are read through the last level, with all older ones
   const State::Open* open_;          // the open tokens of the initial state
   const std::int64_t Cp_, Kp_, Vp_;  // from row to row of a matrix that is so wide
-  const bool backward_;
-  const Bf16Unit bf16_;  // what multiplies: bfloat16 inputs need no better
+  const bool backward_;              // made for one, which keeps what is erased
+  const Bf16Unit bf16_;              // what multiplies: bfloat16 inputs need no better
   const bf16::Scope bf16_scope_;
 
   // What a piece of the sequence has in common for all heads of the group.

@@ -114,6 +114,12 @@ std::int64_t column_parts(std::int64_t heads, std::int64_t V, int threads) {
   return most;
 }
 
+// Part `part` of `parts`, whole vectors wide; the last ones may be empty.
+cpu::Columns columns_of(std::int64_t V, std::int64_t part, std::int64_t parts) {
+  const std::int64_t width = padded((V + parts - 1) / parts);
+  return {std::min(part * width, V), std::min((part + 1) * width, V)};
+}
+
 // Multiply-adds of a call, roughly: enough to choose threads by.
 double work_of(const Plan& plan) {
   const Sizes& s = plan.sizes;
@@ -186,12 +192,11 @@ void forward_checked(const ForwardArgs& args) {
   const std::int64_t heads = s.H / s.G, all = N * s.H;
   const int threads = threads_for(thread_count(args.threads), work_of(plan));
   const Ranges ranges{heads, std::clamp<std::int64_t>(all / (2 * threads), 1, heads)};
-  const std::int64_t count = ranges.count(), parts = column_parts(all, s.V, threads),
-                     width = padded((s.V + parts - 1) / parts);
+  const std::int64_t count = ranges.count(), parts = column_parts(all, s.V, threads);
   parallel_for(N * s.G * count * parts, threads, [&](std::int64_t i) {
     const std::int64_t part = i % parts, range = i / parts % count, group = i / (parts * count) % s.G,
                        n = i / (parts * count * s.G);
-    const cpu::Columns columns{std::min(part * width, s.V), std::min((part + 1) * width, s.V)};
+    const cpu::Columns columns = columns_of(s.V, part, parts);
     if (columns.first == columns.last) return;
     cpu::forward_heads(args, plan, plan.sequences[n], ranges.first(group, range), ranges.last(group, range), columns,
                        finals.empty() ? nullptr : &finals[n]);
@@ -249,11 +254,11 @@ Spans spans_of(const BackwardArgs& args, Plan plan, const Ranges& ranges, int th
     if (!cuts[n].empty()) cut.push_back(n);
   // States and gradients, each for columns of a range of heads.
   const std::int64_t calls = 2 * static_cast<std::int64_t>(cut.size()) * s.G * ranges.count(),
-                     parts = column_parts(calls, s.V, threads), width = padded((s.V + parts - 1) / parts);
+                     parts = column_parts(calls, s.V, threads);
   parallel_for(calls * parts, threads, [&](std::int64_t i) {
     const std::int64_t part = i % parts, range = i / (2 * parts) % ranges.count(),
                        group = i / (2 * parts * ranges.count()) % s.G, n = cut[i / (2 * parts * ranges.count() * s.G)];
-    const cpu::Columns columns{std::min(part * width, s.V), std::min((part + 1) * width, s.V)};
+    const cpu::Columns columns = columns_of(s.V, part, parts);
     if (columns.first == columns.last) return;
     const std::int64_t first = ranges.first(group, range), last = ranges.last(group, range);
     if (i / parts % 2 == 0)
