@@ -45,8 +45,13 @@ void parallel_for(std::int64_t n, int threads, const Body& body) {
     });
   for (std::thread& worker : workers) worker.join();
 #else
+  if (n == count) {  // an item for each thread, the same one in every call: what it touched is in that core's cache
+#pragma omp parallel for schedule(static, 1) num_threads(count)
+    for (std::int64_t i = 0; i < n; ++i) item(i);
+  } else {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(count)
-  for (std::int64_t i = 0; i < n; ++i) item(i);
+    for (std::int64_t i = 0; i < n; ++i) item(i);
+  }
 #endif
   if (error) std::rethrow_exception(error);
 }

@@ -368,20 +368,13 @@ State::Open& own_open(State& state, const Sizes& s) {
   return *open;
 }
 
-// Token of batch row b into row `row` of the open tokens.
-void append_token(const StepArgs& args, const Sizes& s, std::int64_t b, std::int64_t chunk, std::int64_t row,
-                  State::Open& open) {
+// k of the token of batch row b, into row `row` of the open tokens; what belongs to one head is appended with its step.
+void append_key(const StepArgs& args, const Sizes& s, std::int64_t b, std::int64_t chunk, std::int64_t row,
+                State::Open& open) {
   const auto append = [&]<class T>(T) {
-    const auto rows = [&](const ConstTensor& x, Buffer& to, std::int64_t heads, std::int64_t width) {
-      for (std::int64_t h = 0; h < heads; ++h) {
-        T* out = reinterpret_cast<T*>(to.data()) + (h * chunk + row) * width;
-        get_row(x, b * x.stride[0] + h * x.stride[1], width, out);
-      }
-    };
-    rows(args.k, open.k, s.G, s.K);
-    rows(args.v, open.v, s.H, s.V);
-    rows(args.g, open.g, s.H, 1);
-    if (has_beta(args.rule)) rows(args.beta, open.beta, s.H, 1);
+    for (std::int64_t group = 0; group < s.G; ++group)
+      get_row(args.k, b * args.k.stride[0] + group * args.k.stride[1], s.K,
+              reinterpret_cast<T*>(open.k.data()) + (group * chunk + row) * s.K);
   };
   s.state_dtype == DType::f64 ? append(double()) : append(float());
 }
@@ -428,7 +421,7 @@ void step_checked(const StepArgs& args) {
   double work = 0;
   for (std::int64_t b = 0; b < s.B; ++b) {
     State& state = args.states[b];
-    append_token(args, s, b, state.chunk(), state.open_tokens(), own_open(state, s));
+    append_key(args, s, b, state.chunk(), state.open_tokens(), own_open(state, s));
     work += static_cast<double>((state.slots().size() + 1) * s.H * s.K * s.V);
   }
   // As many heads of a group together as leaves every thread a piece of work: they share what depends on q and k alone.

@@ -13,6 +13,22 @@ HWY_BEFORE_NAMESPACE();
 namespace loglinear {
 namespace HWY_NAMESPACE {
 
+// sum[r] += x[r] times row r of B, for Rows rows, Vectors vectors of columns, the last possibly not full.
+template <int Rows, int Vectors, class Mask, class T, class Vec>
+HWY_INLINE void add_rows(const T* HWY_RESTRICT x, const T* HWY_RESTRICT b, std::int64_t ldb, Mask last,
+                         Vec (&sum)[Rows][Vectors]) {
+  const Lanes<T> d;
+  const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) {
+    const Vec xr = hn::Set(d, x[r]);
+#pragma GCC unroll 8
+    for (int j = 0; j + 1 < Vectors; ++j) sum[r][j] = hn::MulAdd(xr, hn::LoadU(d, b + r * ldb + j * N), sum[r][j]);
+    sum[r][Vectors - 1] =
+        hn::MulAdd(xr, hn::MaskedLoad(last, d, b + r * ldb + (Vectors - 1) * N), sum[r][Vectors - 1]);
+  }
+}
+
 // y (n) = x^T B, or added to y, for up to Vectors vectors of columns of B (M, n), the last vector possibly not full.
 // Rows are taken several at a time where few columns would leave the multipliers waiting.
 template <int Vectors, class T>
@@ -23,28 +39,23 @@ HWY_INLINE void row_times_columns(std::int64_t M, std::int64_t n, const T* HWY_R
   using Vec = hn::Vec<Lanes<T>>;
   constexpr int kRows = 8 / Vectors;
   const auto last = hn::FirstN(d, static_cast<std::size_t>(n - (Vectors - 1) * N));
-  Vec sum[kRows][Vectors];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 8
-    for (int j = 0; j < Vectors; ++j) sum[r][j] = hn::Zero(d);
-  const auto row = [&](std::int64_t m, Vec(&to)[Vectors]) HWY_ATTR {
-    const Vec xm = hn::Set(d, x[m]);
-    const T* bm = b + m * ldb;
-#pragma GCC unroll 8
-    for (int j = 0; j + 1 < Vectors; ++j) to[j] = hn::MulAdd(xm, hn::LoadU(d, bm + j * N), to[j]);
-    to[Vectors - 1] = hn::MulAdd(xm, hn::MaskedLoad(last, d, bm + (Vectors - 1) * N), to[Vectors - 1]);
-  };
-  std::int64_t m = 0;
-  for (; m + kRows <= M; m += kRows)
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) row(m + r, sum[r]);
-  for (; m < M; ++m) row(m, sum[0]);
+  Vec sum[kRows][Vectors], rest[1][Vectors];
 #pragma GCC unroll 8
   for (int j = 0; j < Vectors; ++j) {
-    for (int r = 1; r < kRows; ++r) sum[0][j] = hn::Add(sum[0][j], sum[r][j]);
+    rest[0][j] = hn::Zero(d);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) sum[r][j] = hn::Zero(d);
+  }
+  std::int64_t m = 0;
+  for (; m + kRows <= M; m += kRows) add_rows<kRows, Vectors>(x + m, b + m * ldb, ldb, last, sum);
+  for (; m < M; ++m) add_rows<1, Vectors>(x + m, b + m * ldb, ldb, last, rest);
+#pragma GCC unroll 8
+  for (int j = 0; j < Vectors; ++j) {
+    Vec total = rest[0][j];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) total = hn::Add(total, sum[r][j]);
     T* to = y + j * N;  // y is padded
-    hn::StoreU(add ? hn::Add(hn::LoadU(d, to), sum[0][j]) : sum[0][j], d, to);
+    hn::StoreU(add ? hn::Add(hn::LoadU(d, to), total) : total, d, to);
   }
 }
 
@@ -98,21 +109,29 @@ HWY_NOINLINE void rows_times(std::int64_t rows, std::int64_t n, const T* HWY_RES
   }
 }
 
-// Heads [first, last) of one group, for the token in row `sequence.open` of the open tokens.
+// Heads [first, last) of one group, for the token that becomes row `sequence.open` of the open tokens. Its k, which all
+// ranges of a group read, is there.
 template <class Rule, class T>
 void step_heads(const StepArgs& args, const Plan& plan, std::int64_t b, State::Open& open, std::int64_t first,
                 std::int64_t last) {
   const Sizes& s = plan.sizes;
   const Sequence& sequence = plan.sequences[b];
   const std::int64_t K = s.K, V = s.V, C = sequence.chunk, n = sequence.open, rows = n + 1;
-  const std::int64_t group = first / (s.H / s.G), Cp = padded(C), Kp = padded(K), Vp = padded(V);
+  const std::int64_t group = first / (s.H / s.G), Cp = padded(C), Kp = padded(K), Vp = padded(V), Lp = padded(s.L);
   const auto part = [](Buffer& x, std::int64_t at) { return reinterpret_cast<T*>(x.data()) + at; };
-  const auto at = [&](const auto& x, std::int64_t head) { return b * x.stride[0] + head * x.stride[1]; };
   static thread_local Buffer scratch;  // a step allocates nothing once it has been as large
-  const std::size_t bytes = static_cast<std::size_t>(5 * Cp + 3 * Kp + Vp) * sizeof(T);
+  const std::size_t bytes = static_cast<std::size_t>(5 * Cp + 3 * Kp + Vp + (last - first) * Lp) * sizeof(T);
   if (scratch.size() < bytes) scratch = Buffer(bytes);
   T *kk = part(scratch, 0), *qk = kk + Cp, *p0 = qk + Cp, *p = p0 + Cp, *decay = p + Cp;
-  T *q = decay + Cp, *qe = q + Kp, *scaled = qe + Kp, *out = scaled + Kp;
+  T *q = decay + Cp, *qe = q + Kp, *scaled = qe + Kp, *out = scaled + Kp, *scales = out + Vp;
+
+  const auto append = [&](const ConstTensor& x, Buffer& to, std::int64_t width) {
+    for (std::int64_t h = first; h < last; ++h)
+      log_linear::get_row(x, b * x.stride[0] + h * x.stride[1], width, part(to, (h * C + n) * width));
+  };
+  append(args.v, open.v, V);
+  append(args.g, open.g, 1);
+  if (has_beta(args.rule)) append(args.beta, open.beta, 1);
 
   const T* k = part(open.k, group * C * K);
   for (std::int64_t r = open.derived; r < rows; ++r) {
@@ -136,11 +155,10 @@ void step_heads(const StepArgs& args, const Plan& plan, std::int64_t b, State::O
   }
 
   load_rows(args.q, b, group, 0, 1, K, q, Kp);
+  load_rows(args.level_scales, b, first, 0, last - first, s.L, scales, Lp);  // all at once: each row is one wait for memory
   rows_times(rows, K, k, q, qk);
   for (std::int64_t h = first; h < last; ++h) {
-    const auto scale = [&](std::int64_t level) {
-      return log_linear::get<T>(args.level_scales, at(args.level_scales, h) + std::min(level, s.L - 1));
-    };
+    const auto scale = [&](std::int64_t level) { return scales[(h - first) * Lp + std::min(level, s.L - 1)]; };
     // Among the open tokens.
     const double* sums = reinterpret_cast<const double*>(open.sums.data()) + h * C;
     for (std::int64_t j = 0; j < rows; ++j) decay[j] = static_cast<T>(sums[n] - sums[j]);
