@@ -7,6 +7,8 @@
 #define LOGLINEAR_OPS_LOG_LINEAR_STEP_INL_H_
 #endif
 
+#include <array>
+
 #include "ops/log_linear/chunk-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -24,8 +26,7 @@ HWY_INLINE void add_rows(const T* HWY_RESTRICT x, const T* HWY_RESTRICT b, std::
     const Vec xr = hn::Set(d, x[r]);
 #pragma GCC unroll 8
     for (int j = 0; j + 1 < Vectors; ++j) sum[r][j] = hn::MulAdd(xr, hn::LoadU(d, b + r * ldb + j * N), sum[r][j]);
-    sum[r][Vectors - 1] =
-        hn::MulAdd(xr, hn::MaskedLoad(last, d, b + r * ldb + (Vectors - 1) * N), sum[r][Vectors - 1]);
+    sum[r][Vectors - 1] = hn::MulAdd(xr, hn::MaskedLoad(last, d, b + r * ldb + (Vectors - 1) * N), sum[r][Vectors - 1]);
   }
 }
 
@@ -76,36 +77,75 @@ HWY_NOINLINE void row_times(std::int64_t M, std::int64_t n, const T* x, const T*
   }
 }
 
-// y[i] = x . row i of B (rows, n), whose rows are n apart; x is padded with zeros.
-template <class T>
-HWY_NOINLINE void rows_times(std::int64_t rows, std::int64_t n, const T* HWY_RESTRICT b, const T* HWY_RESTRICT x,
-                             T* HWY_RESTRICT y) {
+// y[x][i] = x . row i of B (rows, n), whose rows are n apart, for several x, padded with zeros: B is read once.
+template <std::size_t Count, class T>
+HWY_NOINLINE void rows_times(std::int64_t rows, std::int64_t n, const T* HWY_RESTRICT b, std::array<const T*, Count> x,
+                             std::array<T*, Count> y) {
   const Lanes<T> d;
   const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d)), whole = n / N * N;
+  using Vec = hn::Vec<Lanes<T>>;
   const auto last = hn::FirstN(d, static_cast<std::size_t>(n - whole));
   constexpr int kRows = 4;
   for (std::int64_t i = 0; i < rows; i += kRows) {
     const T* row[kRows];  // past the end: the last one again
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) row[r] = b + std::min(i + r, rows - 1) * n;
-    auto s0 = hn::Zero(d), s1 = hn::Zero(d), s2 = hn::Zero(d), s3 = hn::Zero(d);
-    for (std::int64_t j = 0; j < whole; j += N) {
-      const auto xj = hn::LoadU(d, x + j);
-      s0 = hn::MulAdd(xj, hn::LoadU(d, row[0] + j), s0);
-      s1 = hn::MulAdd(xj, hn::LoadU(d, row[1] + j), s1);
-      s2 = hn::MulAdd(xj, hn::LoadU(d, row[2] + j), s2);
-      s3 = hn::MulAdd(xj, hn::LoadU(d, row[3] + j), s3);
+    Vec sum[Count][kRows];
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+      for (std::size_t c = 0; c < Count; ++c) sum[c][r] = hn::Zero(d);
+    for (std::int64_t j = 0; j < whole; j += N)
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        const Vec entries = hn::LoadU(d, row[r] + j);
+#pragma GCC unroll 2
+        for (std::size_t c = 0; c < Count; ++c) sum[c][r] = hn::MulAdd(hn::LoadU(d, x[c] + j), entries, sum[c][r]);
+      }
+    if (whole < n)
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        const Vec entries = hn::MaskedLoad(last, d, row[r] + whole);
+#pragma GCC unroll 2
+        for (std::size_t c = 0; c < Count; ++c) sum[c][r] = hn::MulAdd(hn::LoadU(d, x[c] + whole), entries, sum[c][r]);
+      }
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r)
+      if (i + r < rows)
+#pragma GCC unroll 2
+        for (std::size_t c = 0; c < Count; ++c) y[c][i + r] = hn::GetLane(hn::SumOfLanes(d, sum[c][r]));
+  }
+}
+
+// y[x] (n, padded to whole vectors) = x^T B for two x and the lower triangle of B (n, n), whose rows are ldb apart.
+template <class T>
+HWY_NOINLINE void lower_times(std::int64_t n, std::array<const T*, 2> x, const T* HWY_RESTRICT b, std::int64_t ldb,
+                              std::array<T*, 2> y) {
+  const Lanes<T> d;
+  const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
+  using Vec = hn::Vec<Lanes<T>>;
+  constexpr int kRows = 4;
+  for (std::int64_t j = 0; j < n; j += N) {  // what stands above the diagonal in these columns is zero
+    const auto columns = hn::FirstN(d, static_cast<std::size_t>(n - j));
+    Vec sum[2][kRows];
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) sum[0][r] = sum[1][r] = hn::Zero(d);
+    std::int64_t m = j;
+    for (; m + kRows <= n; m += kRows)
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        const Vec entries = hn::MaskedLoad(columns, d, b + (m + r) * ldb + j);
+        sum[0][r] = hn::MulAdd(hn::Set(d, x[0][m + r]), entries, sum[0][r]);
+        sum[1][r] = hn::MulAdd(hn::Set(d, x[1][m + r]), entries, sum[1][r]);
+      }
+    for (; m < n; ++m) {
+      const Vec entries = hn::MaskedLoad(columns, d, b + m * ldb + j);
+      sum[0][0] = hn::MulAdd(hn::Set(d, x[0][m]), entries, sum[0][0]);
+      sum[1][0] = hn::MulAdd(hn::Set(d, x[1][m]), entries, sum[1][0]);
     }
-    if (whole < n) {
-      const auto xj = hn::LoadU(d, x + whole);
-      s0 = hn::MulAdd(xj, hn::MaskedLoad(last, d, row[0] + whole), s0);
-      s1 = hn::MulAdd(xj, hn::MaskedLoad(last, d, row[1] + whole), s1);
-      s2 = hn::MulAdd(xj, hn::MaskedLoad(last, d, row[2] + whole), s2);
-      s3 = hn::MulAdd(xj, hn::MaskedLoad(last, d, row[3] + whole), s3);
-    }
-    const T sums[kRows] = {hn::GetLane(hn::SumOfLanes(d, s0)), hn::GetLane(hn::SumOfLanes(d, s1)),
-                           hn::GetLane(hn::SumOfLanes(d, s2)), hn::GetLane(hn::SumOfLanes(d, s3))};
-    for (int r = 0; r < kRows && i + r < rows; ++r) y[i + r] = sums[r];
+#pragma GCC unroll 2
+    for (int c = 0; c < 2; ++c)
+      hn::StoreU(hn::Add(hn::Add(sum[c][0], sum[c][1]), hn::Add(sum[c][2], sum[c][3])), d, y[c] + j);
   }
 }
 
@@ -120,10 +160,11 @@ void step_heads(const StepArgs& args, const Plan& plan, std::int64_t b, State::O
   const std::int64_t group = first / (s.H / s.G), Cp = padded(C), Kp = padded(K), Vp = padded(V), Lp = padded(s.L);
   const auto part = [](Buffer& x, std::int64_t at) { return reinterpret_cast<T*>(x.data()) + at; };
   static thread_local Buffer scratch;  // a step allocates nothing once it has been as large
-  const std::size_t bytes = static_cast<std::size_t>(5 * Cp + 3 * Kp + Vp + (last - first) * Lp) * sizeof(T);
+  const std::int64_t heads = last - first, mixes = Rule::kErases ? heads : 0;
+  const std::size_t bytes = static_cast<std::size_t>((4 + mixes) * Cp + 4 * Kp + Vp + heads * Lp) * sizeof(T);
   if (scratch.size() < bytes) scratch = Buffer(bytes);
-  T *kk = part(scratch, 0), *qk = kk + Cp, *p0 = qk + Cp, *p = p0 + Cp, *decay = p + Cp;
-  T *q = decay + Cp, *qe = q + Kp, *scaled = qe + Kp, *out = scaled + Kp, *scales = out + Vp;
+  T *kk = part(scratch, 0), *qk = kk + Cp, *p = qk + Cp, *decay = p + Cp, *mixed = decay + Cp;
+  T *q = mixed + mixes * Cp, *key = q + Kp, *qe = key + Kp, *scaled = qe + Kp, *out = scaled + Kp, *scales = out + Vp;
 
   const auto append = [&](const ConstTensor& x, Buffer& to, std::int64_t width) {
     for (std::int64_t h = first; h < last; ++h)
@@ -134,29 +175,29 @@ void step_heads(const StepArgs& args, const Plan& plan, std::int64_t b, State::O
   if (has_beta(args.rule)) append(args.beta, open.beta, 1);
 
   const T* k = part(open.k, group * C * K);
-  for (std::int64_t r = open.derived; r < rows; ++r) {
+  load_rows(args.q, b, group, 0, 1, K, q, Kp);
+  if constexpr (!Rule::kErases) rows_times<1, T>(rows, K, k, {q}, {qk});
+  for (std::int64_t r = open.derived; r < rows; ++r) {  // more than row n only where a call left rows open
     if constexpr (Rule::kErases) {
-      std::copy(k + r * K, k + (r + 1) * K, q);
-      std::fill(q + K, q + Kp, T(0));
-      rows_times(r, K, k, q, kk);
+      std::copy(k + r * K, k + (r + 1) * K, key);
+      std::fill(key + K, key + Kp, T(0));
+      rows_times<2, T>(r + 1, K, k, {key, q}, {kk, qk});
     }
     for (std::int64_t h = first; h < last; ++h) {
       double* sums = reinterpret_cast<double*>(open.sums.data()) + h * C;
       sums[r] = (r > 0 ? sums[r - 1] : 0) + log_linear::bounded_decay(part(open.g, h * C)[r]);
       if constexpr (Rule::kErases) {  // mix = (I + N)^-1 diag(beta), row by row
-        T *mix = part(open.mix, h * C * C), *row = mix + r * C;
+        T *mix = part(open.mix, h * C * C), *row = mix + r * C, *weights = mixed + (h - first) * Cp;
         const T beta = part(open.beta, h * C)[r];
-        row_times(r, r, kk, mix, C, p0, false);
-        for (std::int64_t j = 0; j < r; ++j) row[j] = -beta * p0[j];
-        row[r] = beta;
+        lower_times<T>(r, {kk, qk}, mix, C, {p, weights});
+        for (std::int64_t j = 0; j < r; ++j) row[j] = -beta * p[j], weights[j] += qk[r] * row[j];
+        row[r] = beta, weights[r] = qk[r] * beta;
         std::fill(row + r + 1, row + C, T(0));
       }
     }
   }
 
-  load_rows(args.q, b, group, 0, 1, K, q, Kp);
-  load_rows(args.level_scales, b, first, 0, last - first, s.L, scales, Lp);  // all at once: each row is one wait for memory
-  rows_times(rows, K, k, q, qk);
+  load_rows(args.level_scales, b, first, 0, heads, s.L, scales, Lp);  // all at once: each row is one wait for memory
   for (std::int64_t h = first; h < last; ++h) {
     const auto scale = [&](std::int64_t level) { return scales[(h - first) * Lp + std::min(level, s.L - 1)]; };
     // Among the open tokens.
@@ -166,10 +207,9 @@ void step_heads(const StepArgs& args, const Plan& plan, std::int64_t b, State::O
     exp_all(rows, decay, decay);
     const T *weights = qk, *query = q;
     if constexpr (Rule::kErases) {
-      row_times(rows, rows, qk, part(open.mix, h * C * C), C, p0, false);
-      row_times(rows, K, p0, k, K, qe, false);
+      weights = mixed + (h - first) * Cp, query = qe;
+      row_times(rows, K, weights, k, K, qe, false);
       for (std::int64_t a = 0; a < K; ++a) qe[a] = q[a] - qe[a];
-      weights = p0, query = qe;
     }
     // Tokens of one level lie beside each other: those that differ from n in a set bit of it and agree above.
     const auto weigh = [&](std::int64_t from, std::int64_t end, T by) {
