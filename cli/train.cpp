@@ -31,6 +31,7 @@ Examples:
   loglinear train --task mqar --vocab 256 --items 16 --min-items 2 --seq-len 128 --out recall
   loglinear train --task passkey --data haystack.txt --seq-len 512 --out keys
   loglinear train --config run.toml --out model --lr 1e-3
+  loglinear train --from model --data letters.txt --out letters --lr 5e-4 --steps 200
   loglinear train --out model --resume)";
 
 struct Flags {
@@ -87,7 +88,7 @@ void add_train(CLI::App& app, Run& run) {
       option = command->add_option(name == "mixer" ? "--mixer,--family" : "--" + name, value, help);
       if constexpr (std::is_same_v<std::remove_cvref_t<decltype(value)>, std::vector<std::string>>)
         option->type_name("PATH");
-      else if (name != "out" && name != "min-lr" && name != "task")
+      else if (name != "out" && name != "min-lr" && name != "task" && name != "from")
         option->capture_default_str();
     }
     option->group(group);

@@ -192,6 +192,10 @@ fs::path find_checkpoint(const fs::path& path, const Warn& warn) {
   fail(kWhere, "{}: config.json is missing, and there is no folder step-* either", path.string());
 }
 
+nn::ModelConfig load_config(const fs::path& path, const LoadOptions& options) {
+  return read_config(find_checkpoint(path, options.warn) / "config.json", options);
+}
+
 template <class T>
 std::unique_ptr<nn::Model<T>> load_model(const fs::path& path, const LoadOptions& options) {
   const fs::path folder = find_checkpoint(path, options.warn);

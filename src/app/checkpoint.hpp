@@ -35,6 +35,10 @@ struct LoadOptions {
 // complete checkpoint below the training folder `path`. Throws Error when there is none, naming what is missing.
 std::filesystem::path find_checkpoint(const std::filesystem::path& path, const Warn& warn = {});
 
+// The resolved config.json of find_checkpoint(path), as load_model() reads it. Throws Error when it is missing, damaged
+// or contradicts itself.
+nn::ModelConfig load_config(const std::filesystem::path& path, const LoadOptions& options = {});
+
 // Reads config.json and the parameters of find_checkpoint(path): model.safetensors, or the shards that
 // model.safetensors.index.json names. Any float type is converted to T. Throws Error, one line naming files and
 // tensors, when a file is missing or damaged, when the config and the tensors contradict each other, and for a missing,

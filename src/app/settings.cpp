@@ -15,6 +15,11 @@ const std::vector<std::string> kSchedules = {"cosine", "linear", "wsd", "constan
 
 bool about_one_call(const std::string& name) { return name == "out" || name == "resume" || name == "quiet"; }
 
+// What --from decides.
+bool about_the_model(const std::string& name, const std::string& group) {
+  return group == "Model" && name != "from" && name != "trained-levels" && name != "position-offsets";
+}
+
 // Keys with - in place of _, and the mixer by its names of today.
 nlohmann::json settings_of(const nlohmann::json& json, const std::string& source) {
   if (!json.is_object()) fail_usage("train", "{}: an object of settings is needed", source);
@@ -69,8 +74,11 @@ std::string task_names() {
 
 nlohmann::json to_json(const TrainSettings& settings) {
   nlohmann::json json = nlohmann::json::object();
-  for_each_setting(settings, [&](const std::string& name, const auto& value, const auto&...) {
-    if (!about_one_call(name) && !(name == "min-lr" && settings.min_lr < 0)) json[name] = value;
+  for_each_setting(settings, [&](const std::string& name, const auto& value, const SettingRange&, const char* group,
+                                 const auto&...) {
+    if (about_one_call(name) || (name == "min-lr" && settings.min_lr < 0)) return;
+    if (!settings.from.empty() && about_the_model(name, group)) return;
+    json[name] = value;
   });
   return json;
 }
@@ -114,7 +122,7 @@ void apply_settings(TrainSettings& settings, const nlohmann::json& json, const s
 
 void apply_stored_settings(TrainSettings& settings, const nlohmann::json& json, const std::string& source) {
   apply_settings(settings, json, source);
-  if (json.contains("level-policy")) return;
+  if (json.contains("level-policy") || !settings.from.empty()) return;
   settings.level_policy = "share";
   settings.trained_levels = settings.levels;
   settings.scales_lr = 1;
@@ -160,6 +168,16 @@ std::optional<TrainSettings> training_settings(const std::filesystem::path& path
 
 void complete_settings(TrainSettings& s) {
   if (s.out.empty()) fail_usage("train", "--out is missing: the folder for checkpoints");
+  if (!s.from.empty()) {
+    TrainSettings given = s, defaults;
+    given.from.clear();
+    const nlohmann::json now = to_json(given), otherwise = to_json(defaults);
+    for_each_setting(s,
+                     [&](const std::string& name, const auto&, const SettingRange&, const char* group, const auto&...) {
+                       if (about_the_model(name, group) && now.at(name) != otherwise.at(name))
+                         fail_usage("train", "--{}: the model of --from {} decides it", name, s.from);
+                     });
+  }
   check_data_settings(s);
   if (s.steps == 0 && s.epochs == 0 && !(s.minutes > 0)) s.steps = 1000;
   if (s.min_lr < 0) s.min_lr = 0.1 * s.lr;

@@ -53,6 +53,9 @@ void for_each_setting(Settings& s, F&& f) {
   f("val-examples", s.val_examples, SettingRange{0, kLargest}, "Task",
     "held-out examples that are scored in a validation; 0: none");
 
+  f("from", s.from, none, "Model",
+    "begin with the weights of this checkpoint or training folder; of this group only trained-levels and "
+    "position-offsets can be given with it");
   static const std::string mixers = "what mixes tokens in a layer: " + nn::family_list();
   f("mixer", s.mixer, none, "Model", mixers.c_str());
   f("hidden-size", s.hidden_size, SettingRange{1, 1 << 20}, "Model", "width D of the model");
@@ -118,7 +121,8 @@ void for_each_setting(Settings& s, F&& f) {
   f("quiet", s.quiet, none, "Run", "print nothing but errors");
 }
 
-// The settings as {"lr": 0.002, ...}, those about one call (out, resume, quiet) left out.
+// The settings as {"lr": 0.002, ...}, those about one call (out, resume, quiet) left out, and with settings.from those
+// of the model, which are not read.
 nlohmann::json to_json(const TrainSettings& settings);
 
 // Sets what `json` (an object; keys as long flags with - or _; "family", the old name of "mixer", too) gives, checking

@@ -409,6 +409,80 @@ TEST_F(Train, OnATaskResumedRunsEndWithTheSameBits) {
   EXPECT_EQ(training_settings(folder_ / "parts" / "step-0000012")->seq_len, s.seq_len);
 }
 
+TEST_F(Train, BeginsWithTheWeightsOfAnotherModel) {
+  TrainSettings first = settings("first");
+  train(first);
+  TrainSettings s = settings("next");
+  const TrainSettings untouched;
+  s.from = first.out;
+  s.hidden_size = untouched.hidden_size, s.layers = untouched.layers, s.heads = s.key_width = s.value_width = 0;
+  s.mlp_width = 0, s.levels = untouched.levels;
+  TrainSettings still = s;
+  still.out = (folder_ / "still").string();
+  still.lr = 0, still.steps = 1;
+  std::string printed;
+  TrainHooks hooks;
+  hooks.print = [&](std::string_view text) { printed += text; };
+  train(still, hooks);
+  EXPECT_EQ(weights("still", 1), weights("first", 12));
+  EXPECT_EQ(part("still", 1, "config.json"), part("first", 12, "config.json"));
+  EXPECT_NE(printed.find("from      " + (folder_ / "first" / "step-0000012").string()), std::string::npos) << printed;
+
+  // A run in pieces ends as one in one go, and needs what it began with once.
+  train(s);
+  EXPECT_NE(weights("next", 12), weights("first", 12));
+  TrainSettings pieces = s;
+  pieces.out = (folder_ / "pieces").string();
+  train(pieces, stop_after(5));
+  fs::rename(folder_ / "first", folder_ / "gone");
+  train(resolve_settings({{"resume", true}, {"out", pieces.out}}, ""));
+  EXPECT_EQ(weights("pieces", 12), weights("next", 12));
+  EXPECT_EQ(optimizer("pieces", 12), optimizer("next", 12));
+  EXPECT_EQ(log("pieces"), log("next"));
+  fs::rename(folder_ / "gone", folder_ / "first");
+
+  // What the model decides is neither kept as a setting nor taken as one.
+  const json stored = json::parse(part("next", 12, "trainer.json")).at("settings");
+  EXPECT_EQ(stored.at("from"), first.out);
+  for (const char* name : {"mixer", "hidden-size", "levels", "level-policy"})
+    EXPECT_FALSE(stored.contains(name)) << name;
+  const auto refused = [&](const char* what, const auto& change, Error::Kind kind = Error::Kind::usage) {
+    TrainSettings bad = s;
+    bad.out = (folder_ / "bad").string();
+    change(bad);
+    EXPECT_NE(error_of([&] { train(bad); }, kind).find(what), std::string::npos) << what;
+    EXPECT_FALSE(fs::exists(bad.out));
+  };
+  refused("--mixer: the model of --from", [](TrainSettings& b) { b.mixer = "mamba2"; });
+  refused("--hidden-size: the model of --from", [](TrainSettings& b) { b.hidden_size = 16; });
+  refused("--trained-levels 6 is above the 5", [](TrainSettings& b) { b.trained_levels = 6; });
+  refused(
+      "no such folder", [&](TrainSettings& b) { b.from = (folder_ / "none").string(); }, Error::Kind::failure);
+  refused("vocabulary", [](TrainSettings& b) {
+    b.data.clear(), b.task.name = "mqar", b.task.vocab = 300, b.task.items = 2, b.val_bytes = TrainSettings().val_bytes;
+  });
+  TrainSettings other = pieces;
+  other.resume = true, other.from = pieces.out;
+  EXPECT_NE(error_of([&] { train(other); }, Error::Kind::usage).find("--from"), std::string::npos);
+}
+
+TEST_F(Train, AModelOfATaskGoesOnOnlyWhereItsVocabularyIsEnough) {
+  TrainSettings recall = settings("recall");
+  make_recall(recall);
+  train(recall);
+  TrainSettings s = settings("text");
+  const TrainSettings untouched;
+  s.from = recall.out;
+  s.hidden_size = untouched.hidden_size, s.layers = untouched.layers, s.heads = s.key_width = s.value_width = 0;
+  s.mlp_width = 0, s.levels = untouched.levels;
+  EXPECT_NE(error_of([&] { train(s); }, Error::Kind::usage).find("vocabulary"), std::string::npos);
+  TrainSettings more = s;
+  more.out = (folder_ / "more").string();
+  make_recall(more);
+  more.steps = recall.steps;
+  EXPECT_EQ(train(more).step, recall.steps);
+}
+
 TEST_F(Train, OnATaskItLearnsAndIsScoredByAccuracy) {
   TrainSettings s = settings("a");
   s.data.clear();

@@ -36,7 +36,7 @@ constexpr const char* kFixed[] = {
     "value-width",    "kv-heads",          "conv-width", "mlp-width", "levels",      "level-policy",
     "trained-levels", "position-offsets",  "window",     "stride",    "dense-heads", "routed-heads",
     "sparsity",       "norm-eps",          "rope-theta", "packing",   "seq-len",     "batch-tokens",
-    "seed",           "initializer-range", "accumulate", "task"};
+    "seed",           "initializer-range", "accumulate", "task",      "from"};
 
 std::vector<std::string> fixed_settings() {
   std::vector<std::string> names(std::begin(kFixed), std::end(kFixed));
@@ -111,6 +111,9 @@ void check_memory(const nn::ModelConfig& c) {
                format_count(parameters), format_count(bytes), format_count(machine));
 }
 
+// How the model of --from is read.
+LoadOptions load_options(const TrainSettings& s) { return {.trained_levels = s.trained_levels}; }
+
 class Trainer {
  public:
   Trainer(const TrainSettings& settings, const TrainHooks& hooks)
@@ -166,9 +169,9 @@ void Trainer::check_resumable(const TrainingCheckpoint& checkpoint) {
   apply_stored_settings(stored, trainer.at("settings"), name + " (settings of the checkpoint)");
   const json now = app::to_json(s_), then = app::to_json(stored);
   for (const std::string& key : fixed_settings())
-    if (now.at(key) != then.at(key))
-      fail_usage("train", "--{}: {} was trained with {}, cannot go on with {}", key, name, then.at(key).dump(),
-                 now.at(key).dump());
+    if (now.value(key, json()) != then.value(key, json()))
+      fail_usage("train", "--{}: {} was trained with {}, cannot go on with {}", key, name,
+                 then.value(key, json()).dump(), now.value(key, json()).dump());
   if (hash("data_hash") != fmt::format("{:016x}", data_hash_))
     fail("train", "{} was trained on other text than this --data", name);
   if (hash("validation_hash") != fmt::format("{:016x}", validation_hash_))
@@ -180,9 +183,12 @@ void Trainer::check_resumable(const TrainingCheckpoint& checkpoint) {
 
 void Trainer::start() {
   complete_settings(s_);
-  const nn::ModelConfig config = model_config(s_);
-  check_memory(config);
   const fs::path out = s_.out;
+  // A run that goes on does not need what it began with any more.
+  TrainSettings model_settings = s_;
+  if (!s_.from.empty() && s_.resume && !list_checkpoints(out).empty()) model_settings.from = s_.out;
+  const nn::ModelConfig config = model_config(model_settings);
+  check_memory(config);
   std::error_code error;
   if (fs::exists(out, error) && !fs::is_directory(out, error))
     fail("train", "--out {}: is a file, a folder is needed", out.string());
@@ -193,19 +199,22 @@ void Trainer::start() {
   data_hash_ = source_->hash();
   validation_hash_ = source_->validation_hash();
   // Stored, so that a resumed run finds them from any folder.
+  const auto from_anywhere = [](std::string& path) { path = fs::absolute(path).lexically_normal().string(); };
   for (auto* paths : {&s_.data, &s_.val_data})
-    for (std::string& path : *paths) path = fs::absolute(path).lexically_normal().string();
+    for (std::string& path : *paths) from_anywhere(path);
+  if (!s_.from.empty()) from_anywhere(s_.from);
 
   fs::create_directories(out, error);
   if (error) fail("train", "cannot make the folder {}: {}", s_.out, error.message());
   lock_ = std::make_unique<DirectoryLock>(out);
   io::remove_stale_temporaries(out);
 
-  model_ = std::make_unique<nn::Model<float>>(config);
-  model_->threads = static_cast<int>(s_.threads);
   std::optional<TrainingCheckpoint> checkpoint;
   if (s_.resume) checkpoint = newest_checkpoint(out, [&](const std::string& text) { warn(text); });
   std::uint64_t log_bytes = 0;
+  const bool from = !checkpoint && !s_.from.empty();
+  model_ = from ? load_model<float>(s_.from, load_options(s_)) : std::make_unique<nn::Model<float>>(config);
+  model_->threads = static_cast<int>(s_.threads);
   if (checkpoint) {
     try {
       check_resumable(*checkpoint);
@@ -218,7 +227,7 @@ void Trainer::start() {
     saved_ = p_.step;
     checkpoint_ = checkpoint->folder.string();
   } else {
-    model_->initialise(static_cast<std::uint64_t>(s_.seed));
+    if (!from) model_->initialise(static_cast<std::uint64_t>(s_.seed));
     moments_ = new_moments(*model_);
   }
   log_ = std::make_unique<io::JsonLog>(out / "log.jsonl", log_bytes);
@@ -235,6 +244,7 @@ void Trainer::start() {
   console_.line(fmt::format("model     {}, {} parameters, {} layers of width {}", config.family,
                             format_count(static_cast<double>(model_->parameter_count())), config.num_layers,
                             config.hidden_size));
+  if (from) console_.line(fmt::format("from      {}", find_checkpoint(s_.from).string()));
   console_.line(source_->summary());
   console_.line(
       fmt::format("run       {}, {} tokens a step, into {}",
@@ -263,7 +273,8 @@ void Trainer::step() {
   do {
     source_->next(batches.emplace_back());
     if (s_.position_offsets > 0)
-      draw_offsets(batches.back(), s_.position_offsets, s_.levels, static_cast<std::uint64_t>(s_.seed),
+      draw_offsets(batches.back(), s_.position_offsets, model_->config().num_levels,
+                   static_cast<std::uint64_t>(s_.seed),
                    static_cast<std::uint64_t>(p_.step * s_.accumulate) + batches.size() - 1);
     interval_tokens_ += static_cast<double>(batches.back().tokens.size());
     p_.tokens += static_cast<std::int64_t>(batches.back().tokens.size());
@@ -415,6 +426,18 @@ TrainResult Trainer::run() {
 
 nn::ModelConfig model_config(const TrainSettings& s) {
   nn::ModelConfig c;
+  const std::int64_t vocabulary = s.task.name.empty() ? c.vocab_size : resolved(task_of(s)).vocab;
+  if (!s.from.empty()) {
+    if (const std::int64_t levels = load_config(s.from).num_levels; s.trained_levels > levels)
+      fail_usage("train", "--trained-levels {} is above the {} levels of --from {}", s.trained_levels, levels, s.from);
+    c = load_config(s.from, load_options(s));
+    if (s.task.name.empty() ? c.vocab_size != vocabulary : c.vocab_size < vocabulary)
+      fail_usage("train", "--from {}: its vocabulary has {} tokens, that of the {} {}", s.from, c.vocab_size,
+                 s.task.name.empty() ? "text" : "task", vocabulary);
+    if (s.position_offsets > 0 && !nn::find_family(c.family)->log_linear)
+      fail_usage("train", "--position-offsets: {} has no levels to train", c.family);
+    return c;
+  }
   const nn::Family* family = nn::find_family(s.mixer);
   if (!family) fail_usage("train", "--mixer: there is no {}, only {}", s.mixer, nn::family_list());
   const nn::MixerKind kind = family->mixer;
@@ -465,7 +488,7 @@ nn::ModelConfig model_config(const TrainSettings& s) {
   c.dense_heads = only(mosa, "dense-heads", s.dense_heads);
   c.routed_heads = only(mosa, "routed-heads", s.routed_heads);
   c.sparsity = only(mosa, "sparsity", s.sparsity);
-  if (!s.task.name.empty()) c.vocab_size = resolved(task_of(s)).vocab;
+  c.vocab_size = vocabulary;
   c.norm_eps = s.norm_eps > 0 ? s.norm_eps : delta ? 1e-6 : 1e-5;
   try {
     return nn::resolved(c);

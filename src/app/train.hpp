@@ -26,6 +26,9 @@ struct TrainSettings {
   // the text that they are made from, where the task takes one.
   TaskSettings task;
 
+  // A checkpoint or training folder whose weights the training begins with; its config.json then decides the model, and
+  // of the sizes below only trained_levels and position_offsets are read.
+  std::string from;
   std::string mixer = "log_linear_mamba2";
   std::int64_t hidden_size = 256, layers = 4, heads = 0, groups = 0, key_width = 0, value_width = 0, kv_heads = 0;
   std::int64_t conv_width = 4, mlp_width = 0, levels = 15, trained_levels = 0;
@@ -54,9 +57,10 @@ struct TrainSettings {
 // The task that the settings ask for; its name is empty when they ask for text.
 TaskSettings task_of(const TrainSettings& settings);
 
-// The model that the settings ask for, with the vocabulary of the task. Throws Error of kind usage when the sizes
-// contradict each other, or when one is given that only other mixers have (window, stride, dense_heads, routed_heads,
-// sparsity).
+// The model that the settings ask for: that of settings.from, or a new one with the vocabulary of the task. Throws
+// Error of kind usage when the sizes contradict each other, when one is given that only other mixers have (window,
+// stride, dense_heads, routed_heads, sparsity), or when the model of settings.from has another vocabulary than the
+// data; and what load_config() throws.
 nn::ModelConfig model_config(const TrainSettings& settings);
 
 // How the run talks to whoever started it.
