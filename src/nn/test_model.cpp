@@ -406,9 +406,9 @@ TEST_P(Families, OffsetsMoveTheLevels) {
     EXPECT_GT(moved, 1e-11 * expected);
   else
     EXPECT_LE(moved, 1e-14 * expected);
-  if (!levels) return;  // the same as from position 0, whose gradients are tested below
+  if (!levels) return;     // the same as from position 0, whose gradients are tested below
+  if (kSanitized) return;  // what follows is the same passes again
   for (Parameter<double>& p : model.parameters()) {
-    if (kSanitized && p.name.find("A_log") == std::string::npos) continue;  // the passes are the same for any entry
     const std::size_t at = static_cast<std::size_t>(
         std::max_element(p.grad.begin(), p.grad.end(), [](double a, double b) { return std::abs(a) < std::abs(b); }) -
         p.grad.begin());
@@ -434,7 +434,7 @@ TEST_P(Families, GradientMatchesCentralDifferences) {
     double largest = 0;
     for (double g : p.grad) largest = std::max(largest, std::abs(g));
     EXPECT_GT(largest, 0) << p.name;
-    if (kSanitized && p.name.find("layers.0") != std::string::npos) continue;  // the other layers run the same code
+    if (kSanitized && &p != &model.parameters().front()) continue;  // the passes are the same for any entry
     for (int i = 0; i < (kSanitized ? 1 : 4); ++i) {
       // Where the gradient is sparse (embeddings, scales of levels that are hardly read) a random entry may be zero.
       std::size_t at = random.below(p.value.size());
