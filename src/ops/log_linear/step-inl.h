@@ -64,16 +64,22 @@ HWY_INLINE void row_times_columns(std::int64_t M, std::int64_t n, const T* HWY_R
 template <class T>
 HWY_NOINLINE void row_times(std::int64_t M, std::int64_t n, const T* x, const T* b, std::int64_t ldb, T* y, bool add) {
   const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(Lanes<T>()));
-  for (std::int64_t j = 0; j < n;) {
-    const std::int64_t left = n - j;
-    if (left > 7 * N)
-      row_times_columns<8>(M, std::min(left, 8 * N), x, b + j, ldb, y + j, add), j += 8 * N;
-    else if (left > 3 * N)
-      row_times_columns<4>(M, std::min(left, 4 * N), x, b + j, ldb, y + j, add), j += 4 * N;
-    else if (left > N)
-      row_times_columns<2>(M, std::min(left, 2 * N), x, b + j, ldb, y + j, add), j += 2 * N;
-    else
-      row_times_columns<1>(M, left, x, b + j, ldb, y + j, add), j += N;
+  // Rows wider than the sums that fit in registers are taken in blocks, or memory would be read with a gap in each row.
+  const std::int64_t block = n > 8 * N ? 16 : M;
+  for (std::int64_t m = 0; m < M; m += block) {
+    const std::int64_t rows = std::min(block, M - m);
+    for (std::int64_t j = 0; j < n;) {
+      const std::int64_t left = n - j;
+      const T* at = b + m * ldb + j;
+      if (left > 7 * N)
+        row_times_columns<8>(rows, std::min(left, 8 * N), x + m, at, ldb, y + j, add || m > 0), j += 8 * N;
+      else if (left > 3 * N)
+        row_times_columns<4>(rows, std::min(left, 4 * N), x + m, at, ldb, y + j, add || m > 0), j += 4 * N;
+      else if (left > N)
+        row_times_columns<2>(rows, std::min(left, 2 * N), x + m, at, ldb, y + j, add || m > 0), j += 2 * N;
+      else
+        row_times_columns<1>(rows, left, x + m, at, ldb, y + j, add || m > 0), j += N;
+    }
   }
 }
 
