@@ -11,7 +11,7 @@ mkdir -p "$peers"
 cd "$peers"
 
 if [ ! -e ggml/lib/libggml-cpu.so ]; then
-  [ -e $package.tar.gz ] || python3 -m pip download --no-deps --no-binary :all: llama-cpp-python==0.3.36
+  [ -e $package.tar.gz ] || python3 -m pip download --no-deps --no-binary llama-cpp-python llama-cpp-python==0.3.36
   tar xzf $package.tar.gz $package/vendor/llama.cpp/ggml
   touch $package/vendor/llama.cpp/ggml/ggml.pc.in # ggml's CMake file asks for it, the package leaves it out
   cmake -S $package/vendor/llama.cpp/ggml -B ggml-build -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON \
