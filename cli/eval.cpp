@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <optional>
@@ -146,11 +147,17 @@ int eval_task(const Flags& flags) {
     if (!(value >= low && value <= high)) fail_usage("eval", "--{}: got {}, need {} to {}", name, value, low, high);
   });
   app::TaskEvaluationOptions options;
-  options.lengths = flags.lengths;
+  const auto distinct = [](const std::vector<std::int64_t>& values) {  // in their order
+    std::vector<std::int64_t> once;
+    for (const std::int64_t value : values)
+      if (std::ranges::find(once, value) == once.end()) once.push_back(value);
+    return once;
+  };
+  options.lengths = distinct(flags.lengths);
   if (options.lengths.empty() && as_trained)
     for (const std::int64_t times : {1, 2, 4, 8}) options.lengths.push_back(times * training->seq_len);
   if (options.lengths.empty()) options.lengths = {0};
-  options.items = flags.items;
+  options.items = distinct(flags.items);
   if (options.items.empty()) options.items = {task.items};
   options.score.examples = flags.examples;
   options.score.seed += static_cast<std::uint64_t>(flags.seed);

@@ -103,8 +103,8 @@ TEST_F(Eval, ATableWithTheSettingsOfTheTraining) {
 }
 
 TEST_F(Eval, JsonHasEveryCell) {
-  const Outcome outcome =
-      run({"eval", recall(), "--task", "mqar", "--length", "64,32", "--items", "2,8", "--examples", "10", "--json"});
+  const Outcome outcome = run(
+      {"eval", recall(), "--task", "mqar", "--length", "64,32,64", "--items", "2,8,8", "--examples", "10", "--json"});
   EXPECT_EQ(outcome.code, 0) << outcome.err;
   const json object = json::parse(outcome.out);
   EXPECT_EQ(object["task"], "mqar");
