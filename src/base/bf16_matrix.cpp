@@ -280,6 +280,20 @@ constexpr Block kTileBlocks[2][2] = {{tile_block<1, 1>, tile_block<1, 2>}, {tile
 // Rows [m, m + rows) and columns [n, n + columns), whole vectors, of C.
 LOGLINEAR_DOT void finish_block(std::int64_t m, std::int64_t rows, std::int64_t n, std::int64_t columns,
                                 const float* sums, float* c, std::int64_t ldc, const Epilogue<float>& e) {
+  if (e.dots) {
+    for (std::int64_t j = 0; j < columns; j += kSide) {
+      const __m512 scale = _mm512_loadu_ps(e.column_scale + n + j);
+      __m512 dots = _mm512_loadu_ps(e.dots + n + j);
+      for (std::int64_t r = 0; r < rows; ++r) {
+        const std::int64_t at = (m + r) * ldc + n + j;
+        const __m512 x = _mm512_load_ps(sums + r * kBlock + j);
+        dots = _mm512_fmadd_ps(x, _mm512_loadu_ps(e.dots_with + at), dots);
+        _mm512_storeu_ps(c + at, _mm512_fmadd_ps(scale, x, _mm512_loadu_ps(c + at)));
+      }
+      _mm512_storeu_ps(e.dots + n + j, dots);
+    }
+    return;
+  }
   const __m512 beta = _mm512_set1_ps(e.beta);
   for (std::int64_t r = 0; r < rows; ++r) {
     const __m512 scale = _mm512_set1_ps(e.row_scale ? e.alpha * e.row_scale[m + r] : e.alpha);

@@ -103,6 +103,14 @@ HWY_INLINE void product_tile(std::int64_t m, std::int64_t K, const T* HWY_RESTRI
 #pragma GCC unroll 4
     for (int j = 0; j < Vectors; ++j) sum[r][j] = hn::Zero(d);
 
+  if (e.beta != T(0))  // what the sums will be added to
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+      for (int j = 0; j < Vectors; ++j) {
+        __builtin_prefetch(c + (m + r) * ldc + j * N, 1);
+        if (e.dots) __builtin_prefetch(e.dots_with + (m + r) * ldc + j * N);
+      }
   a += m * a_row;
   if (e.part == Part::upper_a) product_diagonal<false>(a + m * a_col, a_row, a_col, b + m * ldb, ldb, sum);
   product_columns(e.part == Part::upper_a ? m + Rows : 0, e.part == Part::lower_a ? m : K, a, a_row, a_col, b, ldb,
@@ -110,6 +118,22 @@ HWY_INLINE void product_tile(std::int64_t m, std::int64_t K, const T* HWY_RESTRI
   if (e.part == Part::lower_a) product_diagonal<true>(a + m * a_col, a_row, a_col, b + m * ldb, ldb, sum);
 
   c += m * ldc;
+  if (e.dots) {
+    const T* with = e.dots_with + m * ldc;
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) {
+      const Vec scale = hn::LoadU(d, e.column_scale + j * N);
+      Vec dots = hn::LoadU(d, e.dots + j * N);
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r) {
+        T* to = c + r * ldc + j * N;
+        dots = hn::MulAdd(sum[r][j], hn::LoadU(d, with + r * ldc + j * N), dots);
+        hn::StoreU(hn::MulAdd(scale, sum[r][j], hn::LoadU(d, to)), d, to);
+      }
+      hn::StoreU(dots, d, e.dots + j * N);
+    }
+    return;
+  }
   const Vec beta = hn::Set(d, e.beta);
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
@@ -135,7 +159,7 @@ HWY_NOINLINE void product_panel(std::int64_t m, std::int64_t M, std::int64_t K, 
                                 const Epilogue<T>& e) {
   constexpr int kRows = tile_rows(Vectors);
   static_assert(kRows == 4 || kRows == 6);
-  constexpr int kLines = 16;  // that come while a tile is computed
+  constexpr int kLines = 24;  // that come while a tile is computed
   for (; m + kRows <= M; m += kRows) {
     if (e.prefetch) e.prefetch->some(kLines);
     product_tile<T, kRows, Vectors>(m, K, a, a_row, a_col, b, ldb, c, ldc, e);
@@ -176,6 +200,7 @@ template <class T>
 void product(std::int64_t M, std::int64_t N, std::int64_t K, const T* a, std::int64_t a_row, std::int64_t a_col,
              const T* b, std::int64_t ldb, T* c, std::int64_t ldc, const Epilogue<T>& e = {}) {
   const std::int64_t lanes = static_cast<std::int64_t>(hn::Lanes(Lanes<T>()));
+  Epilogue<T> own = e;  // of a panel: what belongs to columns begins at its first
   // Rows [m, end) of `left` vectors of columns from the first one on.
   const auto panels = [&](std::int64_t m, std::int64_t end, std::int64_t left) {
     for (std::int64_t n = 0; left > 0;) {
@@ -184,11 +209,12 @@ void product(std::int64_t M, std::int64_t N, std::int64_t K, const T* a, std::in
           left == kTileVectors + 1 ? kTileVectors - 1 : std::min<std::int64_t>(left, kTileVectors);
       // Rows above the first column have nothing of the lower triangle.
       const std::int64_t first = e.part == Part::lower_c ? std::max(m, std::min(n, end)) : m;
+      if (e.dots) own.column_scale = e.column_scale + n, own.dots_with = e.dots_with + n, own.dots = e.dots + n;
       if constexpr (kTileVectors == 4)
-        if (width == 4) product_panel<T, 4>(first, end, K, a, a_row, a_col, b + n, ldb, c + n, ldc, e);
-      if (width == 3) product_panel<T, 3>(first, end, K, a, a_row, a_col, b + n, ldb, c + n, ldc, e);
-      if (width == 2) product_panel<T, 2>(first, end, K, a, a_row, a_col, b + n, ldb, c + n, ldc, e);
-      if (width == 1) product_panel<T, 1>(first, end, K, a, a_row, a_col, b + n, ldb, c + n, ldc, e);
+        if (width == 4) product_panel<T, 4>(first, end, K, a, a_row, a_col, b + n, ldb, c + n, ldc, own);
+      if (width == 3) product_panel<T, 3>(first, end, K, a, a_row, a_col, b + n, ldb, c + n, ldc, own);
+      if (width == 2) product_panel<T, 2>(first, end, K, a, a_row, a_col, b + n, ldb, c + n, ldc, own);
+      if (width == 1) product_panel<T, 1>(first, end, K, a, a_row, a_col, b + n, ldb, c + n, ldc, own);
       n += width * lanes, left -= width;
     }
   };

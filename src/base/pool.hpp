@@ -3,6 +3,11 @@
 
 #include <hwy/aligned_allocator.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <algorithm>
 #include <cstddef>
 #include <map>
 #include <memory>
@@ -14,15 +19,32 @@ namespace loglinear {
 template <class T>
 using Matrix = std::shared_ptr<T>;
 
+// Memory that is new to the process costs a fault a page, which for a scratch buffer of many MiB is as much as some of
+// the work on it: in large pages where the system has them. Advice, so it may fail.
+inline void advise_large_pages([[maybe_unused]] void* memory, [[maybe_unused]] std::size_t bytes) {
+#if defined(__linux__)
+  constexpr std::size_t kPage = std::size_t{2} << 20;
+  if (bytes >= 4 * kPage && std::align(kPage, kPage, memory, bytes))
+    ::madvise(memory, bytes / kPage * kPage, MADV_HUGEPAGE);
+#endif
+}
+
+// What a thread keeps of its scratch memory for its next call.
+inline constexpr std::size_t kKeepBytes = std::size_t{64} << 20;
+
 // Pools belong to a thread and are never locked: a Matrix must be released on the thread that took it.
 template <class T>
 class Pool {
  public:
   // Uninitialised memory for `count` elements, aligned to a vector.
   static Matrix<T> take(std::size_t count) {
+    count = std::max<std::size_t>(count, 1);
     std::vector<hwy::AlignedFreeUniquePtr<T[]>>& spare = spares()[count];
-    if (spare.empty()) spare.push_back(hwy::AllocateAligned<T>(count));
-    if (!spare.back()) throw std::bad_alloc();
+    if (spare.empty()) {
+      spare.push_back(hwy::AllocateAligned<T>(count));
+      if (!spare.back()) throw std::bad_alloc();
+      advise_large_pages(spare.back().get(), count * sizeof(T));
+    }
     T* memory = spare.back().release();
     spare.pop_back();
     return Matrix<T>(memory, [count](T* p) { spares()[count].emplace_back(p, hwy::AlignedFreer()); });

@@ -14,6 +14,8 @@ class Prefetch {
     if (count > 0 && lists_ < kLists) rows_[lists_++] = {static_cast<const char*>(first), count, stride, bytes};
   }
 
+  void clear() { lists_ = at_ = 0, byte_ = 0; }
+
   void some(int lines) {
     for (; lines > 0 && at_ < lists_; --lines) {
       Rows& rows = rows_[at_];
@@ -26,7 +28,7 @@ class Prefetch {
   }
 
  private:
-  static constexpr int kLists = 8, kLine = 64;
+  static constexpr int kLists = 32, kLine = 64;
   struct Rows {
     const char* first;
     std::int64_t count, stride, bytes;
@@ -52,6 +54,10 @@ struct Epilogue {
   const T* row_scale = nullptr;  // (M), or null for ones
   Part part = Part::full;
   Prefetch* prefetch = nullptr;  // what to ask for meanwhile
+  // With these, for alpha = beta = 1 and the full product: C += A B diag(column_scale) and
+  // dots[n] += sum over m of (A B)[m, n] * dots_with[m, n]. (N), whole vectors; dots_with lies as C does.
+  const T *column_scale = nullptr, *dots_with = nullptr;
+  T* dots = nullptr;
 };
 
 }  // namespace loglinear

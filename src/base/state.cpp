@@ -1,14 +1,11 @@
 #include "loglinear/state.hpp"
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <bit>
 #include <cmath>
 #include <cstring>
 
 #include "base/error.hpp"
+#include "base/pool.hpp"
 #include "base/state_access.hpp"
 
 namespace loglinear {
@@ -26,15 +23,7 @@ std::vector<int> live_bits(std::int64_t position) {
 
 Buffer::Buffer(std::size_t bytes)
     : data_(bytes ? static_cast<std::byte*>(::operator new(bytes + 64, kAlignment)) : nullptr), size_(bytes) {
-#if defined(__linux__)
-  // Memory that is new to the process costs a fault a page, which for a scratch buffer of many MiB is as much as some
-  // of the work on it: in large pages where the system has them. Advice, so it may fail.
-  constexpr std::size_t kPage = std::size_t{2} << 20;
-  void* first = data_;
-  std::size_t space = bytes;
-  if (bytes >= 4 * kPage && std::align(kPage, kPage, first, space))
-    ::madvise(first, space / kPage * kPage, MADV_HUGEPAGE);
-#endif
+  advise_large_pages(data_, bytes);
 }
 
 Buffer::Buffer(const Buffer& other) : Buffer(other.size_) {

@@ -43,29 +43,6 @@ HWY_INLINE void scale_columns(std::int64_t rows, std::int64_t width, std::int64_
       hn::StoreU(hn::Mul(hn::LoadU(d, scale + j), hn::LoadU(d, x + i * ld + j)), d, y + i * ld + j);
 }
 
-// to += x diag(scale), and dots = the sums of the columns of x * y, for (rows, width) matrices.
-template <class T>
-HWY_INLINE void add_scaled_columns(std::int64_t rows, std::int64_t width, std::int64_t ld, const T* scale, const T* x,
-                                   const T* y, T* to, T* dots) {
-  const Lanes<T> d;
-  const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
-  const auto strip = [&]<int kVectors>(std::int64_t j) HWY_ATTR {
-    hn::Vec<Lanes<T>> by[kVectors], sum[kVectors];
-    for (int v = 0; v < kVectors; ++v) by[v] = hn::LoadU(d, scale + j + v * N), sum[v] = hn::Zero(d);
-    for (std::int64_t at = j; at < rows * ld; at += ld)
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        const auto value = hn::LoadU(d, x + at + v * N);
-        hn::StoreU(hn::MulAdd(by[v], value, hn::LoadU(d, to + at + v * N)), d, to + at + v * N);
-        sum[v] = hn::MulAdd(value, hn::LoadU(d, y + at + v * N), sum[v]);
-      }
-    for (int v = 0; v < kVectors; ++v) hn::StoreU(sum[v], d, dots + j + v * N);
-  };
-  std::int64_t j = 0;
-  for (; j + 4 * N <= width; j += 4 * N) strip.template operator()<4>(j);
-  for (; j < width; j += N) strip.template operator()<1>(j);
-}
-
 template <class Rule, class T>
 void Heads<Rule, T>::backward(const BackwardArgs& args, const State* dfinal, const BackwardTarget& target,
                               FinalState* dinitial) {
@@ -74,73 +51,99 @@ void Heads<Rule, T>::backward(const BackwardArgs& args, const State* dfinal, con
     firsts.push_back(first);
   const std::int64_t pieces = static_cast<std::int64_t>(firsts.size());
   if (pieces > 0) take_scratch(true);
-  // Live states are kept at the beginning of every segment of pieces and recomputed inside.
-  const std::int64_t segment = segment_length(pieces), segments = (pieces + segment - 1) / segment;
-
-  struct Sweep {
-    std::vector<Live<T>> live;                 // of the sweep forward
-    std::vector<std::vector<Live<T>>> kept;    // at the beginning of each segment
-    std::vector<std::vector<Live<T>>> before;  // each piece of the current segment
-    std::vector<Adjoint<T>> adjoints;          // of the sweep back
-  };
   std::vector<Sweep> sweeps(last_head_ - first_head_);
   const auto for_heads = [&](const auto& body) {
     for (h_ = first_head_; h_ < last_head_; ++h_) body(sweeps[h_ - first_head_]);
   };
-
   for_heads([&](Sweep& sweep) {
     sweep.live = import_state(sequence_.initial);
     sweep.adjoints = import_adjoints(dfinal);
   });
+
+  if (pieces == 0) {
+    if (dinitial) for_heads([&](Sweep& sweep) { export_adjoints(sweep.adjoints, dinitial->slots); });
+    return;
+  }
+  std::vector<int> bits;
+  for (const Live<T>& state : sweeps.front().live) bits.push_back(state.bit);
+  const std::vector<std::uint64_t> live = masks_of(std::move(bits), pieces);
+
+  // What is kept of the sweep forward: the states where the flow is measured if nothing else asks for states later, or
+  // those at the beginning of every segment of pieces, from which the others are made again.
+  const std::int64_t segment = reads_ahead_ ? pieces : segment_length(pieces),
+                     last_segment = (pieces - 1) / segment * segment;
   for (std::int64_t z = 0; z < pieces; ++z) {
-    if (z % segment == 0) for_heads([&](Sweep& sweep) { sweep.kept.push_back(sweep.live); });
-    if (z >= (segments - 1) * segment) break;  // the last segment is computed below
+    if (z % (reads_ahead_ ? kCutChunks : segment) == 0)
+      for_heads([&](Sweep& sweep) { sweep.kept.push_back(sweep.live); });
+    if (!reads_ahead_ && z == last_segment) break;  // computed below
     select(0, firsts[z]);
     load_keys();
+    if (reads_ahead_) begin_reads();
     for_heads([&](Sweep& sweep) {
       load_head();
-      advance(sweep.live);
+      if (reads_ahead_) backward_reads(args, sweep.live);
+      if (n_ == C_ && (z + 1 < pieces || dfinal)) advance(sweep.live);
     });
+    if (reads_ahead_) finish_reads(args, target);
   }
 
-  for (std::int64_t s = segments - 1; s >= 0; --s) {
-    const std::int64_t first = s * segment, last = std::min(pieces, first + segment);
-    for_heads([&](Sweep& sweep) {
-      sweep.live = std::move(sweep.kept.back());
-      sweep.kept.pop_back();
-    });
-    for (std::int64_t z = first; z < last; ++z) {
-      select(0, firsts[z]);
-      load_keys();
+  for (std::int64_t last = pieces; last > 0;) {
+    const std::int64_t first = (last - 1) / segment * segment;
+    if (!reads_ahead_) {
       for_heads([&](Sweep& sweep) {
-        sweep.before.push_back(sweep.live);
-        // What comes after the last piece of a segment only a rule that erases asks for, and the gradient of the final
-        // state; a last piece that is no full chunk changes nothing.
-        const bool final_piece = z + 1 == pieces && dfinal;
-        if (n_ == C_ && (z + 1 < last || Rule::kErases || final_piece)) {
+        sweep.live = std::move(sweep.kept.back());
+        sweep.kept.pop_back();
+      });
+      for (std::int64_t z = first; z < last; ++z) {
+        select(0, firsts[z]);
+        load_keys();
+        for_heads([&](Sweep& sweep) {
+          sweep.before.push_back(sweep.live);
+          // What comes after the last piece of a segment only a rule that erases asks for, and the gradient of the
+          // final state; a last piece that is no full chunk changes nothing.
+          if (n_ < C_ || (z + 1 == last && !Rule::kErases && !(last == pieces && dfinal))) return;
           load_head();
           advance(sweep.live, &sweep.before.back());
-        }
-        if (final_piece) measure_flow(sweep.live, sweep.adjoints);
-      });
+        });
+      }
     }
+    if (last == pieces && dfinal) for_heads([&](Sweep& sweep) { measure_flow(sweep.live, sweep); });
     for_heads([&](Sweep& sweep) { sweep.live.clear(); });
     for (std::int64_t z = last - 1; z >= first; --z) {
       select(0, firsts[z]);
       load_keys();
       load_queries();
-      begin_keys();
+      begin_keys(args, target);
       for_heads([&](Sweep& sweep) {
+        prefetch_piece(args, sweep);
         load_head();
         load_reads();
-        backward_piece(args, sweep.before.back(), sweep.adjoints, dfinal, dinitial);
-        if (z > 0 && z % kCutChunks == 0) measure_flow(sweep.before.back(), sweep.adjoints);
-        sweep.before.pop_back();
+        backward_piece(args, live[z], sweep, dfinal, dinitial);
+        std::vector<std::vector<Live<T>>>& states = reads_ahead_ ? sweep.kept : sweep.before;
+        if (z > 0 && z % kCutChunks == 0) measure_flow(states.back(), sweep);
+        if (!reads_ahead_ || z % kCutChunks == 0) states.pop_back();
       });
       finish_keys(args, target, dfinal, dinitial);
     }
+    last = first;
   }
   if (dinitial) for_heads([&](Sweep& sweep) { export_adjoints(sweep.adjoints, dinitial->slots); });
+}
+
+// The bits of the states before each of `pieces` pieces as a mask, since no two states have one bit; of those before
+// the first piece: bits, the largest first.
+template <class Rule, class T>
+std::vector<std::uint64_t> Heads<Rule, T>::masks_of(std::vector<int> bits, std::int64_t pieces) const {
+  std::vector<std::uint64_t> masks;
+  for (; pieces > 0; --pieces) {
+    masks.push_back(0);
+    for (const int bit : bits) masks.back() |= std::uint64_t{1} << bit;
+    const Carry carry =
+        carry_of(bits.size(), chunk_bit(sequence_.chunk), last_bit_, [&](std::size_t i) { return bits[i]; });
+    bits.resize(bits.size() - carry.merged);
+    bits.push_back(carry.bit);
+  }
+  return masks;
 }
 
 template <class Rule, class T>
@@ -165,18 +168,10 @@ void Heads<Rule, T>::states_at(std::vector<Cut>& cuts) {
 template <class Rule, class T>
 void Heads<Rule, T>::dstates_at(const ConstTensor& dout, const State* dfinal, std::vector<Cut>& cuts) {
   take_scratch(true);
-  std::vector<int> bits;              // of the live states after the cut, then before each piece that follows it
-  std::vector<std::uint64_t> before;  // the same of every piece, as a mask: no two states have one bit
+  std::vector<int> bits;
   for (const FinalSlot& one : cuts.front().state) bits.push_back(one.slot.bit);
-  for (std::int64_t first = cuts.front().tokens; first < sequence_.tokens; first += C_) {
-    before.push_back(0);
-    for (const int bit : bits) before.back() |= std::uint64_t{1} << bit;
-    const Carry carry =
-        carry_of(bits.size(), chunk_bit(sequence_.chunk), last_bit_, [&](std::size_t i) { return bits[i]; });
-    bits.resize(bits.size() - carry.merged);
-    bits.push_back(carry.bit);
-  }
-  std::vector<std::vector<Adjoint<T>>> adjoints;
+  std::vector<std::uint64_t> before = masks_of(std::move(bits), (sequence_.tokens - cuts.front().tokens + C_ - 1) / C_);
+  std::vector<std::vector<Matrix<T>>> adjoints;
   for (h_ = first_head_; h_ < last_head_; ++h_) adjoints.push_back(import_adjoints(dfinal));
   for (std::size_t c = cuts.size(); c-- > 0;) {
     const std::int64_t begin = (cuts[c].tokens - cuts.front().tokens) / C_;
@@ -189,11 +184,11 @@ void Heads<Rule, T>::dstates_at(const ConstTensor& dout, const State* dfinal, st
         load_scales();
         load_effective_queries();
         load_tokens(columns_of(dout, columns_), h_, V_, nullptr, 0, dout_, Vp_);
-        std::vector<Adjoint<T>>& own = adjoints[h_ - first_head_];
+        std::vector<Matrix<T>>& own = adjoints[h_ - first_head_];
         own = receive(own, static_cast<std::size_t>(std::popcount(before.back())));
         std::uint64_t rest = before.back();
-        for (Adjoint<T>& adjoint : own) {  // oldest first: the highest bit
-          if (Rule::kErases && n_ == C_ && adjoint.matrix) read_adjoint(adjoint);
+        for (Matrix<T>& adjoint : own) {  // oldest first: the highest bit
+          if (Rule::kErases && n_ == C_ && adjoint) read_adjoint(adjoint);
           advance_adjoint(std::bit_width(rest) - 1, adjoint);
           rest &= ~std::bit_floor(rest);
         }
@@ -221,21 +216,20 @@ std::int64_t Heads<Rule, T>::segment_length(std::int64_t pieces) const {
 // What the heads add up in the gradients of the piece's queries and keys: rows in dq and dk, columns in dqet and dkt,
 // and dqk, the gradient in Q K^T.
 template <class Rule, class T>
-void Heads<Rule, T>::begin_keys() {
-  std::fill(dq_, dq_ + n_ * Kp_, T(0));
+void Heads<Rule, T>::begin_keys(const BackwardArgs& args, const BackwardTarget& target) {
+  reads_ahead_ ? load_keys_of(args.dq, static_cast<T*>(target.dq), dq_) : std::fill(dq_, dq_ + n_ * Kp_, T(0));
   std::fill(dk_, dk_ + n_ * Kp_, T(0));
   std::fill(dqk_, dqk_ + n_ * Cp_, T(0));
   std::fill(dkt_, dkt_ + K_ * Cp_, T(0));
-  if constexpr (!Rule::kErases) {
-    transpose<T>(n_, K_, q_, Kp_, qet_, Cp_);
-    std::fill(dqet_, dqet_ + K_ * Cp_, T(0));
-  }
+  if (Rule::kErases || reads_ahead_) return;
+  transpose<T>(n_, K_, q_, Kp_, qet_, Cp_);
+  std::fill(dqet_, dqet_ + K_ * Cp_, T(0));
 }
 
 template <class Rule, class T>
 void Heads<Rule, T>::finish_keys(const BackwardArgs& args, const BackwardTarget& target, const State* dfinal,
                                  FinalState* dinitial) {
-  if constexpr (!Rule::kErases) take_queries();
+  if (!Rule::kErases && !reads_ahead_) take_queries();
   transpose<T>(K_, n_, dkt_, Cp_, rows_, Kp_);
   add_to(n_ * Kp_, rows_, dk_);
   // QK = lower(Q K^T)
@@ -260,6 +254,16 @@ void Heads<Rule, T>::store_keys(const Tensor& to, const T* rows, T* target, Buff
     std::copy(rows + i * Kp_, rows + i * Kp_ + K_, target + (sequence_.open + first_ + i) * K_);
 }
 
+// What store_keys() wrote.
+template <class Rule, class T>
+void Heads<Rule, T>::load_keys_of(const Tensor& from, const T* target, T* rows) {
+  if (!target) return load_tokens(from, group_, K_, nullptr, 0, rows, Kp_);
+  for (std::int64_t i = 0; i < n_; ++i) {
+    const T* row = target + (sequence_.open + first_ + i) * K_;
+    std::copy(row, row + K_, rows + i * Kp_);
+  }
+}
+
 // Rows of the piece that belong to open tokens into (heads, C, width).
 template <class Rule, class T>
 void Heads<Rule, T>::store_open(Buffer& open, std::int64_t h, std::int64_t width, const T* rows,
@@ -275,29 +279,80 @@ void Heads<Rule, T>::add_rows(const T* rows, std::int64_t width, T* to, std::int
     for (std::int64_t j = 0; j < width; ++j) to[i * ld + j] += rows[i * width + j];
 }
 
-// The adjoint of reading and advancing over the loaded piece of one head. adjoints: in, of the states after it; out,
-// before it.
+// Reads of live states. Without erasure they need no adjoints, and one sweep forward makes them beside the states: dq
+// goes to its rows, what belongs to tokens to theirs in dlevel_scales and dg, until the sweep back adds the rest.
 template <class Rule, class T>
-void Heads<Rule, T>::backward_piece(const BackwardArgs& args, const std::vector<Live<T>>& live,
-                                    std::vector<Adjoint<T>>& adjoints, const State* dfinal, FinalState* dinitial) {
+void Heads<Rule, T>::begin_reads() {
+  load_tokens(q_in_, group_, K_, nullptr, 0, q_, Kp_);
+  transpose<T>(n_, K_, q_, Kp_, qet_, Cp_);
+  std::fill(dqet_, dqet_ + K_ * Cp_, T(0));
+}
+
+template <class Rule, class T>
+void Heads<Rule, T>::backward_reads(const BackwardArgs& args, std::vector<Live<T>>& live) {
+  load_scales();
   load_tokens(args.dout, h_, V_, nullptr, 0, dout_, Vp_);
-  // What this piece writes at last, and what the one before it will read: its share of keys and queries too.
-  soon_ = {};
+  begin_gates();
+  soon_.clear();
+  prefetch_rows(args.dlevel_scales, h_, first_, Ls_);
+  prefetch_rows(args.dg, h_, first_, 1);
+  prefetch_next_of(args.dout, 1);
+  for (Live<T>& state : live) backward_read(state);
+  store_gates(args, nullptr);
+}
+
+template <class Rule, class T>
+void Heads<Rule, T>::finish_reads(const BackwardArgs& args, const BackwardTarget& target) {
+  transpose<T>(K_, n_, dqet_, Cp_, rows_, Kp_);
+  store_keys(args.dq, rows_, static_cast<T*>(target.dq), nullptr);
+}
+
+// What a sweep over pieces reads after the current head of the current piece, in the order of time or against it.
+template <class Rule, class T>
+void Heads<Rule, T>::prefetch_next_of(const ConstTensor& dout, std::int64_t direction) {
+  const std::int64_t piece = direction > 0 ? first_ + n_ : first_ - C_, part = h_ - first_head_,
+                     parts = last_head_ - first_head_;
+  const bool last_head = h_ + 1 == last_head_;
+  const std::int64_t first = last_head ? piece : first_, h = last_head ? first_head_ : h_ + 1;
+  if (first + C_ > 0) {
+    prefetch_rows(dout, h, first, V_);
+    prefetch_rows(v_in_, h, first, V_);
+    prefetch_rows(scales_in_, h, first, Ls_);
+  }
+  if (piece + C_ > 0)  // every head its share of the next keys and queries
+    for (const ConstTensor* x : {&k_in_, &q_in_}) prefetch_rows(*x, group_, piece, K_, part, parts);
+}
+
+// What backward_piece() reads and writes, and what comes after it. States that a rule has changed in every chunk come
+// from far away.
+template <class Rule, class T>
+void Heads<Rule, T>::prefetch_piece(const BackwardArgs& args, const Sweep& sweep) {
+  constexpr std::int64_t element = static_cast<std::int64_t>(sizeof(T));
+  soon_.clear();
+  if (!reads_ahead_)
+    for (const Live<T>& state : sweep.before.back()) {
+      soon_.add(state.matrix.get(), K_, Vp_ * element, V_ * element);
+      if (state.erased) soon_.add(state.erased.get(), n_, Vp_ * element, V_ * element);
+    }
   prefetch_rows(args.dv, h_, first_, V_);
   prefetch_rows(args.dlevel_scales, h_, first_, Ls_);
   prefetch_rows(args.dg, h_, first_, 1);
-  if (const std::int64_t before = first_ - C_; first_ > 0) {
-    prefetch_rows(args.dout, h_, before, V_);
-    prefetch_rows(v_in_, h_, before, V_);
-    prefetch_rows(scales_in_, h_, before, Ls_);
-    for (const ConstTensor* x : {&k_in_, &q_in_})
-      prefetch_rows(*x, group_, before, K_, h_ - first_head_, last_head_ - first_head_);
-  }
-  transpose<T>(n_, V_, dout_, Vp_, doutt_, Cp_);
-  doutt_packed_ = {};
+  prefetch_next_of(args.dout, -1);
+}
+
+// The adjoint of what the loaded piece of one head does. live: the bits of the states before it, a mask; the adjoints
+// in sweep: in, of the states after it; out, before it.
+template <class Rule, class T>
+void Heads<Rule, T>::backward_piece(const BackwardArgs& args, std::uint64_t live, Sweep& sweep, const State* dfinal,
+                                    FinalState* dinitial) {
+  load_tokens(args.dout, h_, V_, nullptr, 0, dout_, Vp_);
   transpose<T>(n_, V_, v_, Vp_, vt_, Cp_);
-  std::fill(dscales_, dscales_ + n_ * Ls_, T(0));
-  std::fill(dsums_.begin(), dsums_.end(), 0.0);
+  double reads = 0;
+  if (reads_ahead_) {
+    reads = load_gates(args);
+  } else {
+    begin_gates();
+  }
   if constexpr (Rule::kErases) {
     transpose<T>(n_, K_, qe_, Kp_, qet_, Cp_);
     std::fill(dqet_, dqet_ + K_ * Cp_, T(0));
@@ -310,14 +365,21 @@ void Heads<Rule, T>::backward_piece(const BackwardArgs& args, const std::vector<
 
   // Only a full chunk changes the states: its sum of g decays all that later pieces find in them, and it adds a new
   // one.
+  std::vector<Matrix<T>>& adjoints = sweep.adjoints;
   const bool full = n_ == C_;
-  const std::size_t stay = adjoints.size() - (full ? 1 : 0);  // states that live through the piece
   if (full) {
-    for (const Adjoint<T>& adjoint : adjoints) dsums_[n_ - 1] += adjoint.flow;
-    if (adjoints[stay].matrix) backward_build(adjoints[stay].matrix.get());
+    dsums_[n_ - 1] += sweep.flow;
+    if (adjoints.back()) sweep.flow -= backward_build(adjoints.back().get());
   }
-  adjoints = receive(adjoints, live.size());
-  for (std::size_t i = 0; i < live.size(); ++i) backward_state(live[i], adjoints[i], i >= stay);
+  adjoints = receive(adjoints, static_cast<std::size_t>(std::popcount(live)));
+  std::size_t i = 0;
+  for (std::uint64_t rest = live; rest != 0; rest &= ~std::bit_floor(rest), ++i) {  // oldest first: the highest bit
+    if (!reads_ahead_) reads += backward_read(sweep.before.back()[i]);
+    if constexpr (Rule::kErases)
+      if (full && adjoints[i]) backward_erase(sweep.before.back()[i], adjoints[i]);
+    advance_adjoint(std::bit_width(rest) - 1, adjoints[i]);
+  }
+  sweep.flow += reads;
 
   if constexpr (Rule::kErases) {
     backward_rule();
@@ -325,13 +387,13 @@ void Heads<Rule, T>::backward_piece(const BackwardArgs& args, const std::vector<
     add_to(n_ * Cp_, dp_, dqk_);
   }
   double sum = 0;  // g enters through its sums
-  for (std::int64_t i = n_ - 1; i >= 0; --i) dsums_[i] = sum += dsums_[i];
+  for (std::int64_t t = n_ - 1; t >= 0; --t) dsums_[t] = sum += dsums_[t];
   if (!full && dfinal) {
     const State::Open& open = *dfinal->open();
     add_rows(open_row(open.v, h_, V_), V_, dv_, Vp_);
-    for (std::int64_t i = 0; i < n_; ++i) {
-      dsums_[i] += open_row(open.g, h_, 1)[i];
-      if constexpr (Rule::kErases) dbeta_[i] += open_row(open.beta, h_, 1)[i];
+    for (std::int64_t t = 0; t < n_; ++t) {
+      dsums_[t] += open_row(open.g, h_, 1)[t];
+      if constexpr (Rule::kErases) dbeta_[t] += open_row(open.beta, h_, 1)[t];
     }
   }
   store_gates(args, skip_ > 0 && dinitial ? dinitial->open.get() : nullptr);
@@ -370,9 +432,9 @@ void Heads<Rule, T>::backward_inside() {
   for (std::int64_t s = 0; s < n_; ++s) dsums_[s] -= column_[s];
 }
 
-// The new state K^T diag(to_end) U with the given adjoint (K, Vp).
+// The new state K^T diag(to_end) U with the given adjoint (K, Vp). Returns the flow through it.
 template <class Rule, class T>
-void Heads<Rule, T>::backward_build(const T* adjoint) {
+double Heads<Rule, T>::backward_build(const T* adjoint) {
   const Lanes<T> d;
   if constexpr (Rule::kErases) {
     effective_values(ue_);
@@ -383,6 +445,7 @@ void Heads<Rule, T>::backward_build(const T* adjoint) {
   multiply(K_, n_, V_, adjoint, Vp_, 1, uet_, Cp_, dkt_, Cp_, {.beta = 1});
 
   multiply(n_, V_, K_, k_, Kp_, 1, adjoint, Vp_, due_, Vp_);
+  double flow = 0;
   for (std::int64_t i = 0; i < n_; ++i) {
     T *due = due_ + i * Vp_, *dv = dv_ + i * Vp_;
     const auto to_end = hn::Set(d, to_end_[i]);
@@ -397,34 +460,37 @@ void Heads<Rule, T>::backward_build(const T* adjoint) {
         hn::StoreU(hn::Add(du, hn::LoadU(d, dv + j)), d, dv + j);  // U = V
       }
     }
-    dsums_[i] -= hn::GetLane(hn::SumOfLanes(d, sum));
+    const double token = hn::GetLane(hn::SumOfLanes(d, sum));
+    dsums_[i] -= token;
+    flow += token;
   }
   if constexpr (Rule::kErases) {
     // U = Tg V
     multiply(n_, n_, V_, due_, Vp_, 1, vt_, Cp_, dtg_, Cp_, {.part = Part::lower_c});
     multiply(n_, V_, n_, tg_, 1, Cp_, due_, Vp_, dv_, Vp_, {.beta = 1, .part = Part::upper_a});
   }
+  return flow;
 }
 
 // The adjoints of `live` states before the piece from those after it: states that a full chunk merged receive the
 // adjoint of the block that took them in.
 template <class Rule, class T>
-std::vector<Adjoint<T>> Heads<Rule, T>::receive(const std::vector<Adjoint<T>>& after, std::size_t live) const {
+std::vector<Matrix<T>> Heads<Rule, T>::receive(const std::vector<Matrix<T>>& after, std::size_t live) const {
   const std::size_t stay = after.size() - (n_ == C_ ? 1 : 0);
-  std::vector<Adjoint<T>> before(after.begin(), after.begin() + static_cast<std::ptrdiff_t>(stay));
+  std::vector<Matrix<T>> before(after.begin(), after.begin() + static_cast<std::ptrdiff_t>(stay));
   if (live > stay) before.resize(live, after[stay]);
   return before;
 }
 
-// One live state over the piece: read by every token, and when that is a full chunk erased and decayed. adjoint: in,
-// after the piece (of the block that took the state in, if it was merged); out, before the piece.
+// One live state, read by every token of the piece. Returns the flow that the reads are.
 template <class Rule, class T>
-void Heads<Rule, T>::backward_state(const Live<T>& state, Adjoint<T>& adjoint, bool merged) {
-  const T* S = state.matrix.get();
+double Heads<Rule, T>::backward_read(Live<T>& state) {
   read_weights(state, found_);
-  multiply(K_, n_, V_, S, Vp_, 1, doutt_, Cp_, x_, Cp_, {}, bf16::Rest::none, {.b = &doutt_packed_});
   clear_padding(weight_);
-  add_scaled_columns(K_, padded(n_), Cp_, weight_, x_, qet_, dqet_, dots_);
+  std::fill(dots_, dots_ + Cp_, T(0));
+  multiply(K_, n_, V_, state.matrix.get(), Vp_, 1, doutt_, Cp_, dqet_, Cp_,
+           {.beta = 1, .column_scale = weight_, .dots_with = qet_, .dots = dots_}, bf16::Rest::none,
+           {.a = reads_ahead_ ? &state.packed : nullptr, .b = &doutt_packed_});
   double reads = 0;
   const std::int64_t l = level(state.bit + 1);
   for (std::int64_t i = 0; i < n_; ++i) {
@@ -433,58 +499,60 @@ void Heads<Rule, T>::backward_state(const Live<T>& state, Adjoint<T>& adjoint, b
     dsums_[i] += read;
     reads += read;
   }
-  const bool known = adjoint.matrix != nullptr;
-  if (Rule::kErases && n_ == C_ && known) {
-    const T minus = static_cast<T>(-std::exp(state.log_decay + sums_[n_ - 1]));
-    read_adjoint(adjoint);
-    multiply(K_, n_, V_, S, Vp_, 1, yt_, Cp_, dwt_, Cp_, {.alpha = minus, .beta = 1});
-    transpose<T>(n_, V_, state.erased.get(), Vp_, zt_, Cp_);
-    multiply(K_, n_, V_, adjoint.matrix.get(), Vp_, 1, zt_, Cp_, dkt_, Cp_, {.alpha = minus, .beta = 1});
-  }
-  advance_adjoint(state.bit, adjoint);
-  adjoint.flow = merged && known ? std::exp(state.log_decay) * inner(S, adjoint.matrix.get()) : adjoint.flow + reads;
+  return reads;
+}
+
+// What a full chunk erased of a live state, with the adjoint after it.
+template <class Rule, class T>
+void Heads<Rule, T>::backward_erase(const Live<T>& state, const Matrix<T>& adjoint) {
+  const T minus = static_cast<T>(-std::exp(state.log_decay + sums_[n_ - 1]));
+  read_adjoint(adjoint);
+  multiply(K_, n_, V_, state.matrix.get(), Vp_, 1, yt_, Cp_, dwt_, Cp_, {.alpha = minus, .beta = 1});
+  transpose<T>(n_, V_, state.erased.get(), Vp_, zt_, Cp_);
+  multiply(K_, n_, V_, adjoint.get(), Vp_, 1, zt_, Cp_, dkt_, Cp_, {.alpha = minus, .beta = 1});
 }
 
 // yt = (K adjoint)^T: what the decay step of a rule that erases takes from the adjoint, and how it enters W.
 template <class Rule, class T>
-void Heads<Rule, T>::read_adjoint(const Adjoint<T>& adjoint) {
-  multiply(V_, n_, K_, adjoint.matrix.get(), 1, Vp_, kt_, Cp_, yt_, Cp_);
+void Heads<Rule, T>::read_adjoint(const Matrix<T>& adjoint) {
+  multiply(V_, n_, K_, adjoint.get(), 1, Vp_, kt_, Cp_, yt_, Cp_);
 }
 
 // The adjoint of a live state of this bit before the piece from that after it: what the tokens of the piece read from
 // the state, and what is left of the later reads. yt: as read_adjoint() leaves it, where a full chunk erases.
 template <class Rule, class T>
-void Heads<Rule, T>::advance_adjoint(int bit, Adjoint<T>& adjoint) {
+void Heads<Rule, T>::advance_adjoint(int bit, Matrix<T>& adjoint) {
   const std::int64_t l = level(bit + 1);
   for (std::int64_t i = 0; i < n_; ++i) column_[i] = gamma_[i] * scales_[i * Ls_ + l];
   scale_rows(n_, padded(V_), Vp_, column_, dout_, scaled_);
-  if (!adjoint.matrix) {
-    adjoint.matrix = take_matrix();
-    multiply(K_, V_, n_, qe_, 1, Kp_, scaled_, Vp_, adjoint.matrix.get(), Vp_, {}, bf16::Rest::none,
+  if (!adjoint) {
+    adjoint = take_matrix();
+    multiply(K_, V_, n_, qe_, 1, Kp_, scaled_, Vp_, adjoint.get(), Vp_, {}, bf16::Rest::none,
              {.a = &piece_->qet_packed});
     return;
   }
   const bool full = n_ == C_;
   const T decay = full ? static_cast<T>(std::exp(sums_[n_ - 1])) : T(1);
-  if (adjoint.matrix.use_count() > 1) {
+  if (adjoint.use_count() > 1) {
     Matrix<T> copy = take_matrix();
-    std::copy(adjoint.matrix.get(), adjoint.matrix.get() + K_ * Vp_, copy.get());
-    adjoint.matrix = std::move(copy);
+    std::copy(adjoint.get(), adjoint.get() + K_ * Vp_, copy.get());
+    adjoint = std::move(copy);
   }
   // A decay of exactly zero must still clear the adjoint: beta = 0 means that it is not read, which is the same.
-  multiply(K_, V_, n_, qe_, 1, Kp_, scaled_, Vp_, adjoint.matrix.get(), Vp_, {.beta = decay}, bf16::Rest::none,
+  multiply(K_, V_, n_, qe_, 1, Kp_, scaled_, Vp_, adjoint.get(), Vp_, {.beta = decay}, bf16::Rest::none,
            {.a = &piece_->qet_packed});
   if (Rule::kErases && full) {
     transpose<T>(V_, n_, yt_, Cp_, y_, Vp_);
-    multiply(K_, V_, n_, w_, 1, Kp_, y_, Vp_, adjoint.matrix.get(), Vp_, {.alpha = -decay, .beta = 1});
+    multiply(K_, V_, n_, w_, 1, Kp_, y_, Vp_, adjoint.get(), Vp_, {.alpha = -decay, .beta = 1});
   }
 }
 
-// The flow through every live state, from the states and their adjoints at one place.
+// The flow through all live states, from the states and their adjoints at one place.
 template <class Rule, class T>
-void Heads<Rule, T>::measure_flow(const std::vector<Live<T>>& live, std::vector<Adjoint<T>>& adjoints) const {
+void Heads<Rule, T>::measure_flow(const std::vector<Live<T>>& live, Sweep& sweep) const {
+  sweep.flow = 0;
   for (std::size_t i = 0; i < live.size(); ++i)
-    adjoints[i].flow = std::exp(live[i].log_decay) * inner(live[i].matrix.get(), adjoints[i].matrix.get());
+    sweep.flow += std::exp(live[i].log_decay) * inner(live[i].matrix.get(), sweep.adjoints[i].get());
 }
 
 // dq gets the columns that reads have added up; they stay in rows as the gradient in Qe.
@@ -551,6 +619,31 @@ void Heads<Rule, T>::store_gates(const BackwardArgs& args, State::Open* open) co
   }
 }
 
+// Nothing yet in dscales and dsums, and dout as the reads want it.
+template <class Rule, class T>
+void Heads<Rule, T>::begin_gates() {
+  transpose<T>(n_, V_, dout_, Vp_, doutt_, Cp_);
+  doutt_packed_ = {};
+  std::fill(dscales_, dscales_ + n_ * Ls_, T(0));
+  std::fill(dsums_.begin(), dsums_.end(), 0.0);
+}
+
+// What the sweep forward left in dscales and dsums. Returns the sum of the latter.
+template <class Rule, class T>
+double Heads<Rule, T>::load_gates(const BackwardArgs& args) {
+  std::fill(dscales_, dscales_ + skip_ * Ls_, T(0));
+  std::fill(dsums_.begin(), dsums_.begin() + skip_, 0.0);
+  double sum = 0;
+  const auto entry = [&](const Tensor& x, std::int64_t i) {
+    return static_cast<const T*>(x.data) + log_linear::offset(x, sequence_.batch, sequence_.first + first_ + i, h_);
+  };
+  for (std::int64_t i = skip_; i < n_; ++i) {
+    sum += dsums_[i] = *entry(args.dg, i);
+    copy_few(Ls_, entry(args.dlevel_scales, i), dscales_ + i * Ls_);
+  }
+  return sum;
+}
+
 // Sum of x * y over (K, Vp) matrices.
 template <class Rule, class T>
 double Heads<Rule, T>::inner(const T* x, const T* y) const {
@@ -560,19 +653,19 @@ double Heads<Rule, T>::inner(const T* x, const T* y) const {
 }
 
 template <class Rule, class T>
-std::vector<Adjoint<T>> Heads<Rule, T>::import_adjoints(const State* state) {
-  std::vector<Adjoint<T>> adjoints(live_slots(sequence_, L_, sequence_.full_chunks()).size());
+std::vector<Matrix<T>> Heads<Rule, T>::import_adjoints(const State* state) {
+  std::vector<Matrix<T>> adjoints(live_slots(sequence_, L_, sequence_.full_chunks()).size());
   for (std::size_t i = 0; state && i < adjoints.size(); ++i) {
     const State::Slot& slot = state->slots()[i];
-    adjoints[i].matrix = take_matrix();
-    import_matrix(slot, static_cast<T>(std::exp(slot.log_decay[h_])), adjoints[i].matrix.get());
+    adjoints[i] = take_matrix();
+    import_matrix(slot, static_cast<T>(std::exp(slot.log_decay[h_])), adjoints[i].get());
   }
   return adjoints;
 }
 
 template <class Rule, class T>
-void Heads<Rule, T>::export_adjoints(const std::vector<Adjoint<T>>& adjoints, std::vector<FinalSlot>& to) const {
-  for (std::size_t i = 0; i < adjoints.size(); ++i) export_matrix(adjoints[i].matrix.get(), to[i].slot);
+void Heads<Rule, T>::export_adjoints(const std::vector<Matrix<T>>& adjoints, std::vector<FinalSlot>& to) const {
+  for (std::size_t i = 0; i < adjoints.size(); ++i) export_matrix(adjoints[i].get(), to[i].slot);
 }
 
 }  // namespace HWY_NAMESPACE

@@ -181,13 +181,6 @@ struct Live {
   bf16::Packed packed = {};    // the matrix, once it was read in bfloat16
 };
 
-// The gradient of a live state, in the dense matrix; null where it is zero.
-template <class T>
-struct Adjoint {
-  Matrix<T> matrix;  // (K, Vp)
-  double flow = 0;   // <state, matrix>: docs/algorithm.md, section 6.2
-};
-
 // Heads [first_head, last_head) of one group of one sequence. They are taken together, so that what depends on q and k
 // alone is computed once for all of them.
 template <class Rule, class T>
@@ -223,6 +216,7 @@ class Heads {
         Kp_(row_stride(plan.sizes.K)),
         Vp_(row_stride(columns.last - columns.first)),
         backward_(std::is_same_v<Args, BackwardArgs>),
+        reads_ahead_(!Rule::kErases && last_head - first_head > 1),
         bf16_(plan.sizes.dtype == DType::bf16 ? bf16_unit() : Bf16Unit::none),
         bf16_scope_(bf16_) {}
 
@@ -348,13 +342,11 @@ class Heads {
       parts.insert(parts.end(), more.begin(), more.end());
     }
     if (backward) {
-      const std::vector<Share> more = {{&dout_, CV},   {&doutt_, VC},   {&vt_, VC},
-                                       {&uet_, VC},    {&dqet_, KC},    {&dkt_, KC},
-                                       {&qet_, KC},    {&x_, KC},       {&dv_, CV},
-                                       {&scaled_, CV}, {&due_, CV},     {&dp_, CC},
-                                       {&dqk_, CC},    {&read_, Cp_},   {&dq_, CK},
-                                       {&dk_, CK},     {&rows_, CK},    {&dots_, Cp_},
-                                       {&found_, Cp_}, {&column_, Cp_}, {&dscales_, padded(C_ * Ls_)}};
+      const std::vector<Share> more = {{&dout_, CV},   {&doutt_, VC},  {&vt_, VC},      {&uet_, VC},
+                                       {&dqet_, KC},   {&dkt_, KC},    {&qet_, KC},     {&dv_, CV},
+                                       {&scaled_, CV}, {&due_, CV},    {&dp_, CC},      {&dqk_, CC},
+                                       {&read_, Cp_},  {&dq_, CK},     {&dk_, CK},      {&rows_, CK},
+                                       {&dots_, Cp_},  {&found_, Cp_}, {&column_, Cp_}, {&dscales_, padded(C_ * Ls_)}};
       parts.insert(parts.end(), more.begin(), more.end());
       if (Rule::kErases) {
         const std::vector<Share> erase = {{&dwt_, KC},  {&wt_, KC},  {&dw_, CK},       {&dtg_, CC},
@@ -567,7 +559,7 @@ class Heads {
 
   // What piece i of `count` of the current head writes at last, and what the one after it in forward() reads.
   void prefetch_next(const Tensor& out, std::size_t i, std::size_t count) {
-    soon_ = {};
+    soon_.clear();
     prefetch_rows(out, h_, first_, V_);
     const bool last_head = h_ + 1 == last_head_;
     std::int64_t h = h_, first = first_ + n_;
@@ -682,28 +674,45 @@ class Heads {
     }
   }
 
-  // Definitions in backward-inl.h.
+  // One head of a backward. Definitions in backward-inl.h.
+  struct Sweep {
+    std::vector<Live<T>> live;                 // of the sweep forward
+    std::vector<std::vector<Live<T>>> kept;    // of the sweep forward, for the sweep back
+    std::vector<std::vector<Live<T>>> before;  // each piece of the current segment, without reads_ahead_
+    std::vector<Matrix<T>> adjoints;           // of the sweep back: gradients of live states, null for zero
+    double flow = 0;                           // <state, adjoint>, of all live states: docs/algorithm.md, section 6.2
+  };
   std::int64_t segment_length(std::int64_t pieces) const;
-  void begin_keys();
+  std::vector<std::uint64_t> masks_of(std::vector<int> bits, std::int64_t pieces) const;
+  void begin_reads();
+  void backward_reads(const BackwardArgs& args, std::vector<Live<T>>& live);
+  void finish_reads(const BackwardArgs& args, const BackwardTarget& target);
+  void begin_keys(const BackwardArgs& args, const BackwardTarget& target);
   void finish_keys(const BackwardArgs& args, const BackwardTarget& target, const State* dfinal, FinalState* dinitial);
   void store_keys(const Tensor& to, const T* rows, T* target, Buffer* open);
+  void load_keys_of(const Tensor& from, const T* target, T* rows);
   void store_open(Buffer& open, std::int64_t h, std::int64_t width, const T* rows, std::int64_t ld) const;
   void add_rows(const T* rows, std::int64_t width, T* to, std::int64_t ld) const;
-  void backward_piece(const BackwardArgs& args, const std::vector<Live<T>>& live, std::vector<Adjoint<T>>& adjoints,
-                      const State* dfinal, FinalState* dinitial);
+  void prefetch_next_of(const ConstTensor& dout, std::int64_t direction);
+  void prefetch_piece(const BackwardArgs& args, const Sweep& sweep);
+  void backward_piece(const BackwardArgs& args, std::uint64_t live, Sweep& sweep, const State* dfinal,
+                      FinalState* dinitial);
   void backward_inside();
-  void backward_build(const T* adjoint);
-  std::vector<Adjoint<T>> receive(const std::vector<Adjoint<T>>& after, std::size_t live) const;
-  void backward_state(const Live<T>& state, Adjoint<T>& adjoint, bool merged);
-  void read_adjoint(const Adjoint<T>& adjoint);
-  void advance_adjoint(int bit, Adjoint<T>& adjoint);
-  void measure_flow(const std::vector<Live<T>>& live, std::vector<Adjoint<T>>& adjoints) const;
+  double backward_build(const T* adjoint);
+  std::vector<Matrix<T>> receive(const std::vector<Matrix<T>>& after, std::size_t live) const;
+  double backward_read(Live<T>& state);
+  void backward_erase(const Live<T>& state, const Matrix<T>& adjoint);
+  void read_adjoint(const Matrix<T>& adjoint);
+  void advance_adjoint(int bit, Matrix<T>& adjoint);
+  void measure_flow(const std::vector<Live<T>>& live, Sweep& sweep) const;
   void take_queries();
   void backward_rule();
   void store_gates(const BackwardArgs& args, State::Open* open) const;
+  void begin_gates();
+  double load_gates(const BackwardArgs& args);
   double inner(const T* x, const T* y) const;
-  std::vector<Adjoint<T>> import_adjoints(const State* state);
-  void export_adjoints(const std::vector<Adjoint<T>>& adjoints, std::vector<FinalSlot>& to) const;
+  std::vector<Matrix<T>> import_adjoints(const State* state);
+  void export_adjoints(const std::vector<Matrix<T>>& adjoints, std::vector<FinalSlot>& to) const;
 
   // The live states of `state`; the matrices of the first ones are left out.
   std::vector<Live<T>> import_state(const State* state, std::size_t left_out = 0) {
@@ -752,6 +761,7 @@ class Heads {
   const State::Open* open_;          // the open tokens of the initial state
   const std::int64_t Cp_, Kp_, Vp_;  // from row to row of a matrix that is so wide
   const bool backward_;              // made for one, which keeps what is erased
+  const bool reads_ahead_;           // backward() reads states while it makes them: see begin_reads()
   const Bf16Unit bf16_;              // what multiplies: bfloat16 inputs need no better
   const bf16::Scope bf16_scope_;
 
@@ -792,7 +802,7 @@ class Heads {
   T *dout_, *doutt_, *vt_, *uet_;      // (n, V) (V, n) (V, n) (V, n)
   bf16::Packed doutt_packed_;
   T *dq_, *dk_, *rows_, *dw_;                 // (n, K)
-  T *dqet_, *dkt_, *dwt_, *qet_, *wt_, *x_;   // (K, n)
+  T *dqet_, *dkt_, *dwt_, *qet_, *wt_;        // (K, n)
   T *dv_, *due_, *y_, *scaled_;               // (n, V)
   T *yt_, *zt_;                               // (V, n)
   T *dp_, *dqk_, *dtg_, *dmix_, *dkk_, *cc_;  // (n, n)

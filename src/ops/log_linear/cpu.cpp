@@ -79,9 +79,6 @@ HWY_AFTER_NAMESPACE();
 namespace loglinear::log_linear::cpu {
 namespace {
 
-// What a thread keeps of its scratch memory for its next head.
-constexpr std::size_t kKeepBytes = std::size_t{64} << 20;
-
 void trim_scratch() {
   Pool<float>::trim(kKeepBytes);
   Pool<double>::trim(kKeepBytes);

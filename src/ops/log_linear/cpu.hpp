@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ops/log_linear/check.hpp"
+#include "rules/rules.hpp"
 
 namespace loglinear::log_linear::cpu {
 
@@ -57,6 +58,9 @@ struct BackwardTarget {
   void* dq = nullptr;  // null: write straight into args.dq and args.dk
   void* dk = nullptr;
 };
+// Whether dq of a range of so many heads is written, read again and added to.
+inline bool writes_dq_twice(Rule rule, std::int64_t heads) { return !erases(rule) && heads > 1; }
+
 // Heads as in forward_heads. dfinal: null for zero. dinitial: null when not wanted.
 void backward_heads(const BackwardArgs& args, const Plan& plan, const Sequence& sequence, std::int64_t first,
                     std::int64_t last, const State* dfinal, const BackwardTarget& target, FinalState* dinitial);

@@ -11,6 +11,7 @@
 #include "base/error.hpp"
 #include "base/padding.hpp"
 #include "base/parallel.hpp"
+#include "base/pool.hpp"
 #include "base/rows.hpp"
 #include "base/state_access.hpp"
 #include "ops/log_linear/check.hpp"
@@ -317,7 +318,8 @@ void backward_checked(const BackwardArgs& args) {
   const std::vector<Sequence>& sequences = spans.plan.sequences;
   const std::int64_t N = static_cast<std::int64_t>(sequences.size()), count = ranges.count();
   const std::size_t element = size_of(s.state_dtype);
-  const bool direct = count == 1;
+  // Rows that are written, read and added to must not be rounded in between.
+  const bool direct = count == 1 && (s.dtype == s.state_dtype || !cpu::writes_dq_twice(args.rule, ranges.length));
   std::int64_t rows = 0;
   std::vector<std::int64_t> first_row;  // of each span in a buffer
   for (const Sequence& sequence : sequences) {
@@ -325,12 +327,14 @@ void backward_checked(const BackwardArgs& args) {
     rows += sequence.open + sequence.tokens;
   }
   const std::int64_t buffer_size = direct ? 0 : rows * s.K;
-  Buffer dq(static_cast<std::size_t>(s.G * count * buffer_size) * element), dk(dq.size());
+  const std::size_t bytes = static_cast<std::size_t>(s.G * count * buffer_size) * element;
+  Matrix<std::byte> dq, dk;
+  if (!direct) dq = Pool<std::byte>::take(bytes), dk = Pool<std::byte>::take(bytes);
   parallel_for(N * s.G * count, threads, [&](std::int64_t i) {
     const std::int64_t n = i / (s.G * count), group = i / count % s.G, range = i % count;
     const std::size_t at = ((group * count + range) * buffer_size + first_row[n] * s.K) * element;
     cpu::BackwardTarget target;
-    if (!direct) target = {dq.data() + at, dk.data() + at};
+    if (!direct) target = {dq.get() + at, dk.get() + at};
     cpu::backward_heads(args, spans.plan, sequences[n], ranges.first(group, range), ranges.last(group, range),
                         spans.dfinal[n], target, spans.dinitial[n]);
   });
@@ -339,12 +343,14 @@ void backward_checked(const BackwardArgs& args) {
     std::vector<Buffer*> opens = nowhere;
     for (std::int64_t n = 0; n < N; ++n)
       if (spans.dinitial[n] && spans.dinitial[n]->open) opens[n] = &spans.dinitial[n]->open->k;
-    const auto sum = [&](const Buffer& from, const Tensor& to, const std::vector<Buffer*>& open) {
-      s.state_dtype == DType::f64 ? sum_ranges<double>(args, spans.plan, count, rows, from.data(), to, open)
-                                  : sum_ranges<float>(args, spans.plan, count, rows, from.data(), to, open);
+    const auto sum = [&](const Matrix<std::byte>& from, const Tensor& to, const std::vector<Buffer*>& open) {
+      s.state_dtype == DType::f64 ? sum_ranges<double>(args, spans.plan, count, rows, from.get(), to, open)
+                                  : sum_ranges<float>(args, spans.plan, count, rows, from.get(), to, open);
     };
     sum(dq, args.dq, nowhere);
     sum(dk, args.dk, opens);
+    dq = dk = nullptr;
+    Pool<std::byte>::trim(kKeepBytes);
   }
   for (std::size_t n = 0; n < dinitials.size(); ++n)
     args.dinitial_state[n] =

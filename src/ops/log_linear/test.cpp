@@ -242,7 +242,7 @@ TEST(Chunk, EveryChunkLength) {
 TEST(Chunk, StatesAreRecomputedInSegments) {
   for (Rule rule : kRules) {
     if (kSanitized && rule != Rule::gated_delta) continue;  // it keeps all that the other does, and what was erased
-    check_chunk<double>({.rule = rule, .T = 200, .G = 1, .H = 2, .K = 128, .V = 128, .L = 10, .chunk = 1});
+    check_chunk<double>({.rule = rule, .T = 200, .G = 2, .H = 2, .K = 128, .V = 128, .L = 10, .chunk = 1});
   }
 }
 
