@@ -60,17 +60,13 @@ void Heads<Rule, T>::backward(const BackwardArgs& args, const State* dfinal, con
     sweep.adjoints = import_adjoints(dfinal);
   });
 
-  if (pieces == 0) {
-    if (dinitial) for_heads([&](Sweep& sweep) { export_adjoints(sweep.adjoints, dinitial->slots); });
-    return;
-  }
   std::vector<int> bits;
   for (const Live<T>& state : sweeps.front().live) bits.push_back(state.bit);
   const std::vector<std::uint64_t> live = masks_of(std::move(bits), pieces);
 
   // What is kept of the sweep forward: the states where the flow is measured if nothing else asks for states later, or
   // those at the beginning of every segment of pieces, from which the others are made again.
-  const std::int64_t segment = reads_ahead_ ? pieces : segment_length(pieces),
+  const std::int64_t segment = reads_ahead_ ? std::max<std::int64_t>(pieces, 1) : segment_length(pieces),
                      last_segment = (pieces - 1) / segment * segment;
   for (std::int64_t z = 0; z < pieces; ++z) {
     if (z % (reads_ahead_ ? kCutChunks : segment) == 0)
@@ -87,26 +83,29 @@ void Heads<Rule, T>::backward(const BackwardArgs& args, const State* dfinal, con
     if (reads_ahead_) finish_reads(args, target);
   }
 
+  // The states before each piece of a segment, from those that were kept.
+  const auto make_states = [&](std::int64_t first, std::int64_t last) {
+    for_heads([&](Sweep& sweep) {
+      sweep.live = std::move(sweep.kept.back());
+      sweep.kept.pop_back();
+    });
+    for (std::int64_t z = first; z < last; ++z) {
+      select(0, firsts[z]);
+      load_keys();
+      for_heads([&](Sweep& sweep) {
+        sweep.before.push_back(sweep.live);
+        // What comes after the last piece only a rule that erases asks for, and the gradient of the final state; a
+        // piece that is no full chunk changes nothing.
+        if (n_ < C_ || (z + 1 == last && !Rule::kErases && !(last == pieces && dfinal))) return;
+        load_head();
+        advance(sweep.live, &sweep.before.back());
+      });
+    }
+  };
+
   for (std::int64_t last = pieces; last > 0;) {
     const std::int64_t first = (last - 1) / segment * segment;
-    if (!reads_ahead_) {
-      for_heads([&](Sweep& sweep) {
-        sweep.live = std::move(sweep.kept.back());
-        sweep.kept.pop_back();
-      });
-      for (std::int64_t z = first; z < last; ++z) {
-        select(0, firsts[z]);
-        load_keys();
-        for_heads([&](Sweep& sweep) {
-          sweep.before.push_back(sweep.live);
-          // What comes after the last piece of a segment only a rule that erases asks for, and the gradient of the
-          // final state; a last piece that is no full chunk changes nothing.
-          if (n_ < C_ || (z + 1 == last && !Rule::kErases && !(last == pieces && dfinal))) return;
-          load_head();
-          advance(sweep.live, &sweep.before.back());
-        });
-      }
-    }
+    if (!reads_ahead_) make_states(first, last);
     if (last == pieces && dfinal) for_heads([&](Sweep& sweep) { measure_flow(sweep.live, sweep); });
     for_heads([&](Sweep& sweep) { sweep.live.clear(); });
     for (std::int64_t z = last - 1; z >= first; --z) {
