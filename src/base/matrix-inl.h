@@ -103,14 +103,6 @@ HWY_INLINE void product_tile(std::int64_t m, std::int64_t K, const T* HWY_RESTRI
 #pragma GCC unroll 4
     for (int j = 0; j < Vectors; ++j) sum[r][j] = hn::Zero(d);
 
-  if (e.beta != T(0))  // what the sums will be added to
-#pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 4
-      for (int j = 0; j < Vectors; ++j) {
-        __builtin_prefetch(c + (m + r) * ldc + j * N, 1);
-        if (e.dots) __builtin_prefetch(e.dots_with + (m + r) * ldc + j * N);
-      }
   a += m * a_row;
   if (e.part == Part::upper_a) product_diagonal<false>(a + m * a_col, a_row, a_col, b + m * ldb, ldb, sum);
   product_columns(e.part == Part::upper_a ? m + Rows : 0, e.part == Part::lower_a ? m : K, a, a_row, a_col, b, ldb,
