@@ -69,7 +69,7 @@ void Heads<Rule, T>::backward(const BackwardArgs& args, const State* dfinal, con
   const std::int64_t segment = reads_ahead_ ? std::max<std::int64_t>(pieces, 1) : segment_length(pieces),
                      last_segment = (pieces - 1) / segment * segment;
   for (std::int64_t z = 0; z < pieces; ++z) {
-    if (z % (reads_ahead_ ? kCutChunks : segment) == 0)
+    if (z % (reads_ahead_ ? flow_pieces_ : segment) == 0)
       for_heads([&](Sweep& sweep) { sweep.kept.push_back(sweep.live); });
     if (!reads_ahead_ && z == last_segment) break;  // computed below
     select(0, firsts[z]);
@@ -119,8 +119,8 @@ void Heads<Rule, T>::backward(const BackwardArgs& args, const State* dfinal, con
         load_reads();
         backward_piece(args, live[z], sweep, dfinal, dinitial);
         std::vector<std::vector<Live<T>>>& states = reads_ahead_ ? sweep.kept : sweep.before;
-        if (z > 0 && z % kCutChunks == 0) measure_flow(states.back(), sweep);
-        if (!reads_ahead_ || z % kCutChunks == 0) states.pop_back();
+        if (z > 0 && z % flow_pieces_ == 0) measure_flow(states.back(), sweep);
+        if (!reads_ahead_ || z % flow_pieces_ == 0) states.pop_back();
       });
       finish_keys(args, target, dfinal, dinitial);
     }
@@ -288,7 +288,7 @@ void Heads<Rule, T>::begin_reads() {
 }
 
 template <class Rule, class T>
-void Heads<Rule, T>::backward_reads(const BackwardArgs& args, std::vector<Live<T>>& live) {
+void Heads<Rule, T>::backward_reads(const BackwardArgs& args, const std::vector<Live<T>>& live) {
   load_scales();
   load_tokens(args.dout, h_, V_, nullptr, 0, dout_, Vp_);
   begin_gates();
@@ -296,7 +296,7 @@ void Heads<Rule, T>::backward_reads(const BackwardArgs& args, std::vector<Live<T
   prefetch_rows(args.dlevel_scales, h_, first_, Ls_);
   prefetch_rows(args.dg, h_, first_, 1);
   prefetch_next_of(args.dout, 1);
-  for (Live<T>& state : live) backward_read(state);
+  for (const Live<T>& state : live) backward_read(state);
   store_gates(args, nullptr);
 }
 
@@ -483,13 +483,13 @@ std::vector<Matrix<T>> Heads<Rule, T>::receive(const std::vector<Matrix<T>>& aft
 
 // One live state, read by every token of the piece. Returns the flow that the reads are.
 template <class Rule, class T>
-double Heads<Rule, T>::backward_read(Live<T>& state) {
+double Heads<Rule, T>::backward_read(const Live<T>& state) {
   read_weights(state, found_);
   clear_padding(weight_);
   std::fill(dots_, dots_ + Cp_, T(0));
   multiply(K_, n_, V_, state.matrix.get(), Vp_, 1, doutt_, Cp_, dqet_, Cp_,
            {.beta = 1, .column_scale = weight_, .dots_with = qet_, .dots = dots_}, bf16::Rest::none,
-           {.a = reads_ahead_ ? &state.packed : nullptr, .b = &doutt_packed_});
+           {.b = &doutt_packed_});
   double reads = 0;
   const std::int64_t l = level(state.bit + 1);
   for (std::int64_t i = 0; i < n_; ++i) {

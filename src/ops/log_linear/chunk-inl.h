@@ -216,8 +216,9 @@ class Heads {
         Kp_(row_stride(plan.sizes.K)),
         Vp_(row_stride(columns.last - columns.first)),
         backward_(std::is_same_v<Args, BackwardArgs>),
-        reads_ahead_(!Rule::kErases && last_head - first_head > 1),
         bf16_(plan.sizes.dtype == DType::bf16 ? bf16_unit() : Bf16Unit::none),
+        flow_pieces_(bf16_ == Bf16Unit::none ? kCutChunks : 1),
+        reads_ahead_(!Rule::kErases && bf16_ == Bf16Unit::none && last_head - first_head > 1),
         keeps_rests_(bf16_ == Bf16Unit::tiles),
         bf16_scope_(bf16_) {}
 
@@ -688,7 +689,7 @@ class Heads {
   std::int64_t segment_length(std::int64_t pieces) const;
   std::vector<std::uint64_t> masks_of(std::vector<int> bits, std::int64_t pieces) const;
   void begin_reads();
-  void backward_reads(const BackwardArgs& args, std::vector<Live<T>>& live);
+  void backward_reads(const BackwardArgs& args, const std::vector<Live<T>>& live);
   void finish_reads(const BackwardArgs& args, const BackwardTarget& target);
   void begin_keys(const BackwardArgs& args, const BackwardTarget& target);
   void finish_keys(const BackwardArgs& args, const BackwardTarget& target, const State* dfinal, FinalState* dinitial);
@@ -703,7 +704,7 @@ class Heads {
   void backward_inside();
   double backward_build(const T* adjoint);
   std::vector<Matrix<T>> receive(const std::vector<Matrix<T>>& after, std::size_t live) const;
-  double backward_read(Live<T>& state);
+  double backward_read(const Live<T>& state);
   void backward_erase(const Live<T>& state, const Matrix<T>& adjoint);
   void read_adjoint(const Matrix<T>& adjoint);
   void advance_adjoint(int bit, Matrix<T>& adjoint);
@@ -764,8 +765,11 @@ class Heads {
   const State::Open* open_;          // the open tokens of the initial state
   const std::int64_t Cp_, Kp_, Vp_;  // from row to row of a matrix that is so wide
   const bool backward_;              // made for one, which keeps what is erased
-  const bool reads_ahead_;           // backward() reads states while it makes them: see begin_reads()
   const Bf16Unit bf16_;              // what multiplies: bfloat16 inputs need no better
+  // Pieces after which backward() measures the flow again: between them it is a difference, which rounding to bfloat16
+  // would spoil.
+  const std::int64_t flow_pieces_;
+  const bool reads_ahead_;  // backward() reads states while it makes them: see begin_reads()
   const bool
       keeps_rests_;  // rests are multiplied in bfloat16: with dot products, twice as fast as float32, they gain nothing
   const bf16::Scope bf16_scope_;
