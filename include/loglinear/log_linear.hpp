@@ -91,12 +91,12 @@ struct BackwardArgs {
   int threads = 0;
 };
 
-// Recomputes the states instead of keeping them. Where heads share keys (G < H) and the rule erases nothing, one state
-// of eight chunks is kept; otherwise memory is O(sqrt(T) log T) states a head, or up to 32 MiB of states a thread (128
-// MiB for a rule that erases) where that is more. When H / G > 4, or for bfloat16 when G < H, also a copy of dq and
-// dk for every range of heads, at most eight. Ranges of heads and sequences are spread over the threads; where those
-// are at most half as many, a sequence is cut into as many spans as that leaves threads for it, with two states at each
-// cut.
+// Recomputes the states instead of keeping them. Where heads share keys (G < H), the rule erases nothing and products
+// are not bfloat16 ones, one state of eight chunks is kept; otherwise memory is O(sqrt(T) log T) states a head, or up
+// to 32 MiB of states a thread (128 MiB for a rule that erases) where that is more. When H / G > 4, or for bfloat16
+// when G < H, also a copy of dq and dk for every range of heads, at most eight. Ranges of heads and sequences are
+// spread over the threads; where those are at most half as many, a sequence is cut into as many spans as that leaves
+// threads for it, with two states at each cut.
 void backward(const BackwardArgs& args);
 
 struct StepArgs {
