@@ -26,6 +26,8 @@ struct Call {
   T alpha = 1, beta = 0;
   const T* row_scale = nullptr;
   int part = 0;
+  const T *column_scale = nullptr, *dots_with = nullptr;
+  T* dots = nullptr;
 };
 
 }  // namespace loglinear::testing
@@ -38,9 +40,14 @@ namespace HWY_NAMESPACE {
 template <class T>
 void product(const Call<T>& x) {
   namespace kernel = loglinear::HWY_NAMESPACE;
-  kernel::product<T>(
-      x.M, x.N, x.K, x.a, x.a_row, x.a_col, x.b, x.ldb, x.c, x.ldc,
-      {.alpha = x.alpha, .beta = x.beta, .row_scale = x.row_scale, .part = static_cast<loglinear::Part>(x.part)});
+  kernel::product<T>(x.M, x.N, x.K, x.a, x.a_row, x.a_col, x.b, x.ldb, x.c, x.ldc,
+                     {.alpha = x.alpha,
+                      .beta = x.beta,
+                      .row_scale = x.row_scale,
+                      .part = static_cast<loglinear::Part>(x.part),
+                      .column_scale = x.column_scale,
+                      .dots_with = x.dots_with,
+                      .dots = x.dots});
 }
 
 void product_f32(const Call<float>& x) { product(x); }
@@ -157,6 +164,34 @@ TYPED_TEST(Matrix, ProductsEqualAPlainLoop) {
                       << " beta " << beta << " scaled " << scaled << " entry " << m << ", " << n;
                 }
             }
+  });
+}
+
+// The epilogue that adds a product with its columns scaled and takes inner products of columns before.
+TYPED_TEST(Matrix, ColumnsAreScaledAndMultiplied) {
+  using T = TypeParam;
+  this->for_each_instruction_set([&] {
+    for (const std::int64_t M : {1, 7, 37, 128})
+      for (const std::int64_t N : {3, 16, 50, 100}) {
+        const std::int64_t K = 21, ld = row_stride(N);
+        const std::vector<T> a = this->numbers(M * K), b = this->numbers(K * ld), before = this->numbers(M * ld),
+                             with = this->numbers(M * ld), scale = this->numbers(ld), dots_before = this->numbers(ld);
+        std::vector<T> c = before, dots = dots_before;
+        Call<T> call{M, N, K, a.data(), K, 1, b.data(), ld, c.data(), ld};
+        call.beta = 1, call.column_scale = scale.data(), call.dots_with = with.data(), call.dots = dots.data();
+        product(call);
+        const double bound = static_cast<double>(2 * K * (M + 4)) * std::numeric_limits<T>::epsilon();
+        for (std::int64_t n = 0; n < N; ++n) {
+          double dot = dots_before[n];
+          for (std::int64_t m = 0; m < M; ++m) {
+            double sum = 0;
+            for (std::int64_t k = 0; k < K; ++k) sum += static_cast<double>(a[m * K + k]) * b[k * ld + n];
+            dot += sum * with[m * ld + n];
+            ASSERT_NEAR(c[m * ld + n], before[m * ld + n] + scale[n] * sum, bound) << M << " x " << N << ": " << m;
+          }
+          ASSERT_NEAR(dots[n], dot, bound) << M << " x " << N << ", column " << n;
+        }
+      }
   });
 }
 
