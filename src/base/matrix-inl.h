@@ -105,8 +105,13 @@ HWY_INLINE void product_tile(std::int64_t m, std::int64_t K, const T* HWY_RESTRI
 
   a += m * a_row;
   if (e.part == Part::upper_a) product_diagonal<false>(a + m * a_col, a_row, a_col, b + m * ldb, ldb, sum);
-  product_columns(e.part == Part::upper_a ? m + Rows : 0, e.part == Part::lower_a ? m : K, a, a_row, a_col, b, ldb,
-                  sum);
+  constexpr std::int64_t kStep = 8;  // columns of A, and lines that come meanwhile
+  constexpr int kLines = 2;
+  const std::int64_t last = e.part == Part::lower_a ? m : K;
+  for (std::int64_t k = e.part == Part::upper_a ? m + Rows : 0; k < last; k += kStep) {
+    if (e.prefetch) e.prefetch->some(kLines);
+    product_columns(k, std::min(k + kStep, last), a, a_row, a_col, b, ldb, sum);
+  }
   if (e.part == Part::lower_a) product_diagonal<true>(a + m * a_col, a_row, a_col, b + m * ldb, ldb, sum);
 
   c += m * ldc;
@@ -151,11 +156,7 @@ HWY_NOINLINE void product_panel(std::int64_t m, std::int64_t M, std::int64_t K, 
                                 const Epilogue<T>& e) {
   constexpr int kRows = tile_rows(Vectors);
   static_assert(kRows == 4 || kRows == 6);
-  constexpr int kLines = 24;  // that come while a tile is computed
-  for (; m + kRows <= M; m += kRows) {
-    if (e.prefetch) e.prefetch->some(kLines);
-    product_tile<T, kRows, Vectors>(m, K, a, a_row, a_col, b, ldb, c, ldc, e);
-  }
+  for (; m + kRows <= M; m += kRows) product_tile<T, kRows, Vectors>(m, K, a, a_row, a_col, b, ldb, c, ldc, e);
   switch (M - m) {
     case 5:
       if constexpr (kRows > 5) product_tile<T, 5, Vectors>(m, K, a, a_row, a_col, b, ldb, c, ldc, e);

@@ -6,36 +6,40 @@
 namespace loglinear {
 
 // Rows of memory that will be used soon and lie further apart than hardware foresees. They are asked for a few lines at
-// a time between other work: a CPU has a dozen or so on their way at once, and whoever asks for more waits.
+// a time between other work: a CPU has a dozen or so on their way at once, and whoever asks for more waits, or is not
+// heard.
 class Prefetch {
  public:
   // `count` rows of `bytes` bytes from `first` on, `stride` bytes apart.
   void add(const void* first, std::int64_t count, std::int64_t stride, std::int64_t bytes) {
-    if (count > 0 && lists_ < kLists) rows_[lists_++] = {static_cast<const char*>(first), count, stride, bytes};
+    if (count <= 0 || lists_ == kLists) return;
+    const std::uintptr_t row = reinterpret_cast<std::uintptr_t>(first);
+    rows_[lists_++] = {row / kLine * kLine, row + static_cast<std::uintptr_t>(bytes), count, stride, bytes};
   }
 
-  void clear() { lists_ = at_ = 0, byte_ = 0; }
+  void clear() { lists_ = at_ = 0; }
 
   void some(int lines) {
     for (; lines > 0 && at_ < lists_; --lines) {
       Rows& rows = rows_[at_];
-      __builtin_prefetch(rows.first + byte_, 0, 2);
-      byte_ += kLine;
-      if (byte_ < rows.bytes) continue;
-      byte_ = 0, rows.first += rows.stride;
+      __builtin_prefetch(reinterpret_cast<const void*>(rows.line), 0, 2);
+      rows.line += kLine;
+      if (rows.line < rows.end) continue;
+      rows.end += static_cast<std::uintptr_t>(rows.stride);
+      rows.line = (rows.end - static_cast<std::uintptr_t>(rows.bytes)) / kLine * kLine;
       if (--rows.count == 0) ++at_;
     }
   }
 
  private:
-  static constexpr int kLists = 32, kLine = 64;
+  static constexpr int kLists = 32;
+  static constexpr std::uintptr_t kLine = 64;
   struct Rows {
-    const char* first;
+    std::uintptr_t line, end;  // of the current row: the next line, and where it ends
     std::int64_t count, stride, bytes;
   };
   Rows rows_[kLists];
   int lists_ = 0, at_ = 0;
-  std::int64_t byte_ = 0;
 };
 
 // Which part of a product exists. Lower and upper are exact: entries on the other side are neither read nor multiplied
