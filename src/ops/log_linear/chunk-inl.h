@@ -481,14 +481,12 @@ class Heads {
     const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
     for (std::int64_t first = 0; first < n_; first += kPad) {
       const std::int64_t end = std::min(first + kPad, n_);
-      for (std::int64_t s = 0; s < kPad; s += N) hn::StoreU(hn::Set(d, T(1)), d, decay_ + first * Cp_ + first + s);
-      for (std::int64_t i = first + 1; i < end; ++i) {
-        const auto by = hn::Set(d, token_decay_[i]);
-        T* before = decay_ + (i - 1) * Cp_ + first;
-        for (std::int64_t s = 0; s < kPad; s += N) {
+      for (std::int64_t s = 0; s < kPad; s += N) {
+        auto row = hn::Set(d, T(1));
+        for (std::int64_t i = first; i < end; ++i) {
           const auto older = hn::FirstN(d, static_cast<std::size_t>(std::clamp<std::int64_t>(i - first - s, 0, N)));
-          hn::StoreU(hn::IfThenElse(older, hn::Mul(by, hn::LoadU(d, before + s)), hn::Set(d, T(1))), d,
-                     before + Cp_ + s);
+          row = hn::IfThenElse(older, hn::Mul(hn::Set(d, token_decay_[i]), row), hn::Set(d, T(1)));
+          hn::StoreU(row, d, decay_ + i * Cp_ + first + s);
         }
       }
       // The rows below: from the row back to the end of the block, and from there to the column.
@@ -525,15 +523,18 @@ class Heads {
     const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
     const T* scales = scales_ + i * Ls_;
     const std::int64_t own = i / kPad;
+    constexpr int kInside = std::countr_zero(static_cast<std::uint64_t>(kPad));  // the last level inside a block
     for (std::int64_t block = 0; block < own; ++block) {
-      constexpr int kInside = std::countr_zero(static_cast<std::uint64_t>(kPad));
       const auto scale = hn::Set(d, scales[level(std::bit_width(static_cast<std::uint64_t>(block ^ own)) + kInside)]);
       for (std::int64_t s = 0; s < kPad; s += N) hn::StoreU(scale, d, scale_row_ + block * kPad + s);
     }
     for (std::int64_t s = 0; s < kPad; s += N) {
-      const auto l =
-          hn::Min(hn::Load(index, kBlockLevels<Index>.of[i % kPad] + s), hn::Set(index, static_cast<Index>(Ls_ - 1)));
-      hn::StoreU(hn::GatherIndex(d, scales, l), d, scale_row_ + own * kPad + s);
+      const auto levels = hn::Load(index, kBlockLevels<Index>.of[i % kPad] + s);
+      auto row = hn::Set(d, scales[0]);
+      for (int l = 1; l <= kInside; ++l)
+        row = hn::IfThenElse(hn::RebindMask(d, hn::Eq(levels, hn::Set(index, static_cast<Index>(l)))),
+                             hn::Set(d, scales[level(l)]), row);
+      hn::StoreU(row, d, scale_row_ + own * kPad + s);
     }
   }
 
