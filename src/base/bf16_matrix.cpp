@@ -412,7 +412,6 @@ Packed pack_b(std::int64_t K, std::int64_t N, const float* b, std::int64_t ldb, 
 void product(std::int64_t M, std::int64_t N, std::int64_t K, const Packed& a, const Packed& b, float* c,
              std::int64_t ldc, const Epilogue<float>& e, Rest rest) {
   const bool a_rest = a.rest && of_a(rest), b_rest = b.rest && of_b(rest);
-  constexpr int kLines = 16;  // that come while a block is computed
   const auto& blocks = unit == Bf16Unit::tiles ? kTileBlocks : kDotBlocks;
   const std::int64_t rows = tiles(M, kSide), columns = tiles(N, kSide), depth = tiles(K, kDepth), next = depth * kTile;
   // A block is finished while the next one is computed: what tiles store cannot be loaded at once.
@@ -427,8 +426,8 @@ void product(std::int64_t M, std::int64_t N, std::int64_t K, const Packed& a, co
       const std::int64_t block_rows = std::min<std::int64_t>(2, rows - m),
                          block_columns = std::min<std::int64_t>(2, columns - n);
       if (e.part == Part::lower_c && n >= m + block_rows) continue;
-      if (e.prefetch) e.prefetch->some(kLines);
       const Range range = depth_of(e.part, m, depth);  // a tile is as deep as two are high: both rows have the same
+      if (e.prefetch) e.prefetch->work(block_rows * block_columns * kSide * kSide * (range.last - range.first) * kDepth);
       const std::int64_t at_a = m * next + range.first * kTile, at_b = n * next + range.first * kTile;
       Pass passes[3] = {{a.high + at_a, b.high + at_b}};
       int n_passes = 1;

@@ -109,7 +109,7 @@ HWY_INLINE void product_tile(std::int64_t m, std::int64_t K, const T* HWY_RESTRI
   constexpr int kLines = 1;
   const std::int64_t last = e.part == Part::lower_a ? m : K;
   for (std::int64_t k = e.part == Part::upper_a ? m + Rows : 0; k < last; k += kStep) {
-    if (e.prefetch) e.prefetch->some(1);
+    if (e.prefetch) e.prefetch->work(kStep * Rows * Vectors * N);
     product_columns(k, std::min(k + kStep, last), a, a_row, a_col, b, ldb, sum);
   }
   if (e.part == Part::lower_a) product_diagonal<true>(a + m * a_col, a_row, a_col, b + m * ldb, ldb, sum);

@@ -114,7 +114,7 @@ void Heads<Rule, T>::backward(const BackwardArgs& args, const State* dfinal, con
       load_queries();
       begin_keys(args, target);
       for_heads([&](Sweep& sweep) {
-        prefetch_piece(args, sweep);
+        prefetch_piece(args, sweep, std::popcount(live[z]));
         load_head();
         load_reads();
         backward_piece(args, live[z], sweep, dfinal, dinitial);
@@ -292,7 +292,7 @@ void Heads<Rule, T>::backward_reads(const BackwardArgs& args, const std::vector<
   load_scales();
   load_tokens(args.dout, h_, V_, nullptr, 0, dout_, Vp_);
   begin_gates();
-  soon_.clear();
+  soon_.begin(static_cast<std::int64_t>(live.size() + 1) * n_ * K_ * V_);
   prefetch_rows(args.dlevel_scales, h_, first_, Ls_);
   prefetch_rows(args.dg, h_, first_, 1);
   prefetch_next_of(args.dout, 1);
@@ -325,9 +325,10 @@ void Heads<Rule, T>::prefetch_next_of(const ConstTensor& dout, std::int64_t dire
 // What backward_piece() reads and writes, and what comes after it. States that a rule has changed in every chunk come
 // from far away.
 template <class Rule, class T>
-void Heads<Rule, T>::prefetch_piece(const BackwardArgs& args, const Sweep& sweep) {
+void Heads<Rule, T>::prefetch_piece(const BackwardArgs& args, const Sweep& sweep, int live) {
   constexpr std::int64_t element = static_cast<std::int64_t>(sizeof(T));
-  soon_.clear();
+  const std::int64_t products = reads_ahead_ ? 1 : Rule::kErases ? 6 : 2;  // of each live state
+  soon_.begin(n_ * n_ * V_ + (products * static_cast<std::int64_t>(live) + 2) * n_ * K_ * V_);
   if (!reads_ahead_)
     for (const Live<T>& state : sweep.before.back()) {
       soon_.add(state.matrix.get(), K_, Vp_ * element, V_ * element);

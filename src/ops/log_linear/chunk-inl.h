@@ -240,7 +240,7 @@ class Heads {
           select(i, pieces_[i].first);
           load_head();
           load_reads();
-          prefetch_next(columns_of(out, columns_), i, count);
+          prefetch_next(columns_of(out, columns_), live.size(), i, count);
           multiply(n_, V_, n_, p_, Cp_, 1, v_, Vp_, out_, Vp_, {.part = Part::lower_a});
           for (Live<T>& state : live) {
             read_weights(state);
@@ -562,8 +562,8 @@ class Heads {
   }
 
   // What piece i of `count` of the current head writes at last, and what the one after it in forward() reads.
-  void prefetch_next(const Tensor& out, std::size_t i, std::size_t count) {
-    soon_.clear();
+  void prefetch_next(const Tensor& out, std::size_t live, std::size_t i, std::size_t count) {
+    soon_.begin(n_ * n_ * V_ / 2 + static_cast<std::int64_t>(live + 1) * n_ * K_ * V_);
     prefetch_rows(out, h_, first_, V_);
     const bool last_head = h_ + 1 == last_head_;
     std::int64_t h = h_, first = first_ + n_;
@@ -699,7 +699,7 @@ class Heads {
   void store_open(Buffer& open, std::int64_t h, std::int64_t width, const T* rows, std::int64_t ld) const;
   void add_rows(const T* rows, std::int64_t width, T* to, std::int64_t ld) const;
   void prefetch_next_of(const ConstTensor& dout, std::int64_t direction);
-  void prefetch_piece(const BackwardArgs& args, const Sweep& sweep);
+  void prefetch_piece(const BackwardArgs& args, const Sweep& sweep, int live);
   void backward_piece(const BackwardArgs& args, std::uint64_t live, Sweep& sweep, const State* dfinal,
                       FinalState* dinitial);
   void backward_inside();
