@@ -43,6 +43,13 @@ constexpr int tile_rows(int vectors) { return vectors == 3 ? 4 : 6; }
 #define LOGLINEAR_WIDEST_PANEL(how, T)
 #endif
 
+// Elements from one row of n to the next, as row_stride(), but that rows which a panel takes whole lie one after the
+// other, where hardware foresees them.
+template <class T>
+std::int64_t panel_stride(std::int64_t n) {
+  return padded(n) <= kTileVectors * static_cast<std::int64_t>(hn::Lanes(Lanes<T>())) ? padded(n) : row_stride(n);
+}
+
 // The diagonal block of a triangular A, row by row.
 template <bool kLower, class T, class Vec, int Rows, int Vectors>
 HWY_INLINE void product_diagonal(const T* a, std::int64_t a_row, std::int64_t a_col, const T* b, std::int64_t ldb,

@@ -409,14 +409,13 @@ void Heads<Rule, T>::backward_inside() {
   multiply(n_, n_, V_, dout_, Vp_, 1, vt_, Cp_, dp_, Cp_, {.part = Part::lower_c});
   std::fill(column_, column_ + Cp_, T(0));
   for (std::int64_t i = 0; i < n_; ++i) {
-    fill_scales(i);
     const T *p0 = p0_ + i * Cp_, *decay = decay_ + i * Cp_;
     T* dp = dp_ + i * Cp_;
     for (std::int64_t s = 0; s <= i; s += N) {
       const auto below = hn::FirstN(d, static_cast<std::size_t>(std::min(N, i + 1 - s)));
       const auto decayed = hn::IfThenElseZero(below, hn::Mul(hn::LoadU(d, dp + s), hn::LoadU(d, decay + s)));
       const auto read = hn::IfThenElseZero(below, hn::Mul(decayed, hn::LoadU(d, p0 + s)));
-      const auto scale = hn::IfThenElseZero(below, hn::LoadU(d, scale_row_ + s));
+      const auto scale = hn::IfThenElseZero(below, scales_from(i, s));
       hn::StoreU(read, d, read_ + s);
       hn::StoreU(hn::MulAdd(read, scale, hn::LoadU(d, column_ + s)), d, column_ + s);
       hn::StoreU(hn::Mul(decayed, scale), d, dp + s);

@@ -212,9 +212,9 @@ class Heads {
         Ls_(std::min(plan.sizes.L, kMaxLevels)),
         last_bit_(last_bit(sequence.chunk, plan.sizes.L)),
         open_(sequence.open_rows),
-        Cp_(row_stride(sequence.chunk)),
-        Kp_(row_stride(plan.sizes.K)),
-        Vp_(row_stride(columns.last - columns.first)),
+        Cp_(panel_stride<T>(sequence.chunk)),
+        Kp_(panel_stride<T>(plan.sizes.K)),
+        Vp_(panel_stride<T>(columns.last - columns.first)),
         backward_(std::is_same_v<Args, BackwardArgs>),
         bf16_(plan.sizes.dtype == DType::bf16 ? bf16_unit() : Bf16Unit::none),
         flow_pieces_(bf16_ == Bf16Unit::none ? kCutChunks : 1),
@@ -328,7 +328,6 @@ class Heads {
                                 {&p_, CC},
                                 {&decay_, CC},
                                 {&out_, CV},
-                                {&scale_row_, Cp_},
                                 {&from_block_, Cp_},
                                 {&to_block_end_, kPad},
                                 {&scales_, padded(C_ * Ls_)}};
@@ -464,12 +463,10 @@ class Heads {
     else
       fill_decay();
     for (std::int64_t i = 0; i < n_; ++i) {
-      fill_scales(i);
       const T *p0 = p0_ + i * Cp_, *decay = decay_ + i * Cp_;
       T* p = p_ + i * Cp_;
       for (std::int64_t s = 0; s <= i; s += N)  // entries above the diagonal mean nothing
-        hn::StoreU(hn::Mul(hn::Mul(hn::LoadU(d, p0 + s), hn::LoadU(d, decay + s)), hn::LoadU(d, scale_row_ + s)), d,
-                   p + s);
+        hn::StoreU(hn::Mul(hn::Mul(hn::LoadU(d, p0 + s), hn::LoadU(d, decay + s)), scales_from(i, s)), d, p + s);
     }
   }
 
@@ -515,27 +512,23 @@ class Heads {
 
   std::int64_t level(std::int64_t l) const { return std::min(l, Ls_ - 1); }
 
-  // scale_row[s] = level_scales[i, level(i, s)] for s <= i. Tokens of another block of kPad are read through one level.
-  void fill_scales(std::int64_t i) {
+  // level_scales[i, level(i, s)] for a vector of tokens from s on, up to the end of the block of i. Tokens of another
+  // block of kPad are read through one level.
+  HWY_INLINE hn::Vec<Lanes<T>> scales_from(std::int64_t i, std::int64_t s) const {
     const Lanes<T> d;
     const hn::RebindToSigned<Lanes<T>> index;
     using Index = hn::TFromD<decltype(index)>;
-    const std::int64_t N = static_cast<std::int64_t>(hn::Lanes(d));
-    const T* scales = scales_ + i * Ls_;
-    const std::int64_t own = i / kPad;
     constexpr int kInside = std::countr_zero(static_cast<std::uint64_t>(kPad));  // the last level inside a block
-    for (std::int64_t block = 0; block < own; ++block) {
-      const auto scale = hn::Set(d, scales[level(std::bit_width(static_cast<std::uint64_t>(block ^ own)) + kInside)]);
-      for (std::int64_t s = 0; s < kPad; s += N) hn::StoreU(scale, d, scale_row_ + block * kPad + s);
-    }
-    for (std::int64_t s = 0; s < kPad; s += N) {
-      const auto levels = hn::Load(index, kBlockLevels<Index>.of[i % kPad] + s);
-      auto row = hn::Set(d, scales[0]);
-      for (int l = 1; l <= kInside; ++l)
-        row = hn::IfThenElse(hn::RebindMask(d, hn::Eq(levels, hn::Set(index, static_cast<Index>(l)))),
-                             hn::Set(d, scales[level(l)]), row);
-      hn::StoreU(row, d, scale_row_ + own * kPad + s);
-    }
+    const T* scales = scales_ + i * Ls_;
+    const std::int64_t own = i / kPad, block = s / kPad;
+    if (own != block)
+      return hn::Set(d, scales[level(std::bit_width(static_cast<std::uint64_t>(block ^ own)) + kInside)]);
+    const auto levels = hn::Load(index, kBlockLevels<Index>.of[i % kPad] + s % kPad);
+    auto row = hn::Set(d, scales[0]);
+    for (int l = 1; l <= kInside; ++l)
+      row = hn::IfThenElse(hn::RebindMask(d, hn::Eq(levels, hn::Set(index, static_cast<Index>(l)))),
+                           hn::Set(d, scales[level(l)]), row);
+    return row;
   }
 
   // found[i] = the decay between a live state and token i; weight[i] = that times the level scale.
@@ -806,7 +799,7 @@ class Heads {
   T* transition_;                // (K, K)
   bf16::Packed w_packed_;
   T *ue_, *erased_, *out_;             // (n, V)
-  T *scales_, *scale_row_;             // (n, Ls), (n)
+  T* scales_;                          // (n, Ls)
   T *token_decay_, *weight_, *found_;  // (n)
   T *from_block_, *to_block_end_;      // (n)
   T *dout_, *doutt_, *vt_, *uet_;      // (n, V) (V, n) (V, n) (V, n)
