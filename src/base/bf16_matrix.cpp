@@ -208,7 +208,7 @@ struct Pass {
 // of tiles lies a_next (b_next) after the first.
 template <int Rows, int Columns>
 LOGLINEAR_DOT void dot_block(std::int64_t count, const Pass* passes, int n_passes, std::int64_t a_next,
-                             std::int64_t b_next, float* sums) {
+                             std::int64_t b_next, float* sums, Prefetch* soon) {
   constexpr int kRows = 8;
   for (int row = 0; row < Rows * kSide; row += kRows) {
     __m512 x[kRows][Columns];
@@ -218,7 +218,8 @@ LOGLINEAR_DOT void dot_block(std::int64_t count, const Pass* passes, int n_passe
       for (int n = 0; n < Columns; ++n) x[r][n] = _mm512_setzero_ps();
     for (const Pass* pass = passes; pass < passes + n_passes; ++pass) {
       const std::uint16_t* a = pass->a + row / kSide * a_next + row % kSide * kDepth;
-      for (std::int64_t kt = 0; kt < count; ++kt)
+      for (std::int64_t kt = 0; kt < count; ++kt) {
+        if (soon) soon->work(kRows * Columns * kSide * kDepth);
 #pragma GCC unroll 2
         for (int p = 0; p < kSide; ++p) {
           __m512i bp[Columns];
@@ -233,6 +234,7 @@ LOGLINEAR_DOT void dot_block(std::int64_t count, const Pass* passes, int n_passe
             for (int n = 0; n < Columns; ++n) x[r][n] = _mm512_dpbf16_ps(x[r][n], (__m512bh)ar, (__m512bh)bp[n]);
           }
         }
+      }
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
@@ -243,8 +245,9 @@ LOGLINEAR_DOT void dot_block(std::int64_t count, const Pass* passes, int n_passe
 
 template <int Rows, int Columns>
 LOGLINEAR_TILES void tile_block(std::int64_t count, const Pass* passes, int n_passes, std::int64_t a_next,
-                                std::int64_t b_next, float* sums) {
+                                std::int64_t b_next, float* sums, Prefetch* soon) {
   constexpr long kRow = 64, kSums = kBlock * sizeof(float);  // bytes
+  if (soon) soon->work(Rows * Columns * kSide * kSide * count * kDepth);
   _tile_zero(0);
   if constexpr (Columns == 2) _tile_zero(1);
   if constexpr (Rows == 2) _tile_zero(2);
@@ -272,7 +275,7 @@ LOGLINEAR_TILES void tile_block(std::int64_t count, const Pass* passes, int n_pa
   if constexpr (Rows == 2 && Columns == 2) _tile_stored(3, sums + kSide * kBlock + kSide, kSums);
 }
 
-using Block = void (*)(std::int64_t, const Pass*, int, std::int64_t, std::int64_t, float*);
+using Block = void (*)(std::int64_t, const Pass*, int, std::int64_t, std::int64_t, float*, Prefetch*);
 // [rows - 1][columns - 1]
 constexpr Block kDotBlocks[2][2] = {{dot_block<1, 1>, dot_block<1, 2>}, {dot_block<2, 1>, dot_block<2, 2>}};
 constexpr Block kTileBlocks[2][2] = {{tile_block<1, 1>, tile_block<1, 2>}, {tile_block<2, 1>, tile_block<2, 2>}};
@@ -427,13 +430,13 @@ void product(std::int64_t M, std::int64_t N, std::int64_t K, const Packed& a, co
                          block_columns = std::min<std::int64_t>(2, columns - n);
       if (e.part == Part::lower_c && n >= m + block_rows) continue;
       const Range range = depth_of(e.part, m, depth);  // a tile is as deep as two are high: both rows have the same
-      if (e.prefetch) e.prefetch->work(block_rows * block_columns * kSide * kSide * (range.last - range.first) * kDepth);
       const std::int64_t at_a = m * next + range.first * kTile, at_b = n * next + range.first * kTile;
       Pass passes[3] = {{a.high + at_a, b.high + at_b}};
       int n_passes = 1;
       if (b_rest) passes[n_passes++] = {a.high + at_a, b.rest + at_b};
       if (a_rest) passes[n_passes++] = {a.rest + at_a, b.high + at_b};
-      blocks[block_rows - 1][block_columns - 1](range.last - range.first, passes, n_passes, next, next, sums[now]);
+      blocks[block_rows - 1][block_columns - 1](range.last - range.first, passes, n_passes, next, next, sums[now],
+                                                  e.prefetch);
       finish_last();
       last = {m * kSide, std::min(M - m * kSide, block_rows * kSide), n * kSide, block_columns * kSide};
       now = 1 - now;

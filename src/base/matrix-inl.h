@@ -112,8 +112,7 @@ HWY_INLINE void product_tile(std::int64_t m, std::int64_t K, const T* HWY_RESTRI
 
   a += m * a_row;
   if (e.part == Part::upper_a) product_diagonal<false>(a + m * a_col, a_row, a_col, b + m * ldb, ldb, sum);
-  constexpr std::int64_t kStep = 12; // columns of A, and lines that come meanwhile
-  constexpr int kLines = 1;
+  constexpr std::int64_t kStep = 8;  // columns of A, after which lines may be asked for
   const std::int64_t last = e.part == Part::lower_a ? m : K;
   for (std::int64_t k = e.part == Part::upper_a ? m + Rows : 0; k < last; k += kStep) {
     if (e.prefetch) e.prefetch->work(kStep * Rows * Vectors * N);
@@ -228,52 +227,69 @@ void product(std::int64_t M, std::int64_t N, std::int64_t K, const T* a, std::in
   }
 }
 
-// A block of kTransposeBlock<T> rows and columns: as many as a 128-bit vector has lanes, transposed in registers.
 #if HWY_TARGET == HWY_SCALAR
 template <class T>
-inline constexpr std::int64_t kTransposeBlock = 1;
+inline constexpr std::int64_t kTransposeColumns = 1;
 
+// to = the column of whole vectors of rows.
 template <class T>
-HWY_INLINE void transpose_block(const T* HWY_RESTRICT from, std::int64_t, T* HWY_RESTRICT to, std::int64_t) {
+HWY_INLINE void transpose_columns(const T* HWY_RESTRICT from, std::int64_t, T* HWY_RESTRICT to, std::int64_t) {
   *to = *from;
 }
 #else
+// Columns that fill 128 bits: as many are transposed together, in registers, for as many rows as a vector has lanes.
 template <class T>
-inline constexpr std::int64_t kTransposeBlock = 16 / sizeof(T);
+inline constexpr std::int64_t kTransposeColumns = 16 / sizeof(T);
 
-HWY_INLINE void transpose_block(const float* HWY_RESTRICT from, std::int64_t ld_from, float* HWY_RESTRICT to,
-                                std::int64_t ld_to) {
-  const hn::FixedTag<float, 4> d;
-  const auto r0 = hn::LoadU(d, from), r1 = hn::LoadU(d, from + ld_from);
-  const auto r2 = hn::LoadU(d, from + 2 * ld_from), r3 = hn::LoadU(d, from + 3 * ld_from);
-  const auto a = hn::InterleaveLower(d, r0, r1), b = hn::InterleaveLower(d, r2, r3);
-  const auto p = hn::InterleaveUpper(d, r0, r1), q = hn::InterleaveUpper(d, r2, r3);
-  hn::StoreU(hn::ConcatLowerLower(d, b, a), d, to);
-  hn::StoreU(hn::ConcatUpperUpper(d, b, a), d, to + ld_to);
-  hn::StoreU(hn::ConcatLowerLower(d, q, p), d, to + 2 * ld_to);
-  hn::StoreU(hn::ConcatUpperUpper(d, q, p), d, to + 3 * ld_to);
+// 128 bits of each of some rows: of the first kTransposeColumns rows at `rows` apart, if d has so many blocks.
+template <class D, class T = hn::TFromD<D>>
+HWY_INLINE hn::Vec<D> load_blocks(D d, const T* HWY_RESTRICT from, std::int64_t rows) {
+  if constexpr (hn::MaxLanes(d) * sizeof(T) == 16) {
+    return hn::LoadU(d, from);
+  } else {
+    const hn::Half<D> half;
+    const std::int64_t blocks = static_cast<std::int64_t>(hn::Lanes(half) * sizeof(T)) / 16;
+    return hn::Combine(d, load_blocks(half, from + blocks * rows, rows), load_blocks(half, from, rows));
+  }
 }
 
-HWY_INLINE void transpose_block(const double* HWY_RESTRICT from, std::int64_t ld_from, double* HWY_RESTRICT to,
-                                std::int64_t ld_to) {
-  const hn::FixedTag<double, 2> d;
-  const auto r0 = hn::LoadU(d, from), r1 = hn::LoadU(d, from + ld_from);
+// to (kTransposeColumns, lanes) = from (lanes, kTransposeColumns)^T. Within every 128 bits a block of as many rows and
+// columns; the blocks of a vector are those of the rows in order.
+HWY_INLINE void transpose_columns(const float* HWY_RESTRICT from, std::int64_t ld_from, float* HWY_RESTRICT to,
+                                  std::int64_t ld_to) {
+  const Lanes<float> d;
+  const hn::Repartition<double, decltype(d)> pairs;
+  const auto r0 = load_blocks(d, from, 4 * ld_from), r1 = load_blocks(d, from + ld_from, 4 * ld_from);
+  const auto r2 = load_blocks(d, from + 2 * ld_from, 4 * ld_from), r3 = load_blocks(d, from + 3 * ld_from, 4 * ld_from);
+  const auto a = hn::BitCast(pairs, hn::InterleaveLower(d, r0, r1));  // columns 0 and 1 of rows 0 and 1
+  const auto b = hn::BitCast(pairs, hn::InterleaveLower(d, r2, r3));
+  const auto p = hn::BitCast(pairs, hn::InterleaveUpper(d, r0, r1));
+  const auto q = hn::BitCast(pairs, hn::InterleaveUpper(d, r2, r3));
+  hn::StoreU(hn::BitCast(d, hn::InterleaveLower(pairs, a, b)), d, to);
+  hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(pairs, a, b)), d, to + ld_to);
+  hn::StoreU(hn::BitCast(d, hn::InterleaveLower(pairs, p, q)), d, to + 2 * ld_to);
+  hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(pairs, p, q)), d, to + 3 * ld_to);
+}
+
+HWY_INLINE void transpose_columns(const double* HWY_RESTRICT from, std::int64_t ld_from, double* HWY_RESTRICT to,
+                                  std::int64_t ld_to) {
+  const Lanes<double> d;
+  const auto r0 = load_blocks(d, from, 2 * ld_from), r1 = load_blocks(d, from + ld_from, 2 * ld_from);
   hn::StoreU(hn::InterleaveLower(d, r0, r1), d, to);
   hn::StoreU(hn::InterleaveUpper(d, r0, r1), d, to + ld_to);
 }
-
 #endif
 
 // to (columns, rows) = from (rows, columns)^T; padding of `to` up to a whole vector is zero.
 template <class T>
 HWY_NOINLINE void transpose(std::int64_t rows, std::int64_t columns, const T* HWY_RESTRICT from, std::int64_t ld_from,
                             T* HWY_RESTRICT to, std::int64_t ld_to) {
-  constexpr std::int64_t kBlock = kTransposeBlock<T>, kStrip = 16;  // a strip of columns at a time stays in cache
-  const std::int64_t whole_rows = rows / kBlock * kBlock, whole_columns = columns / kBlock * kBlock;
-  for (std::int64_t c0 = 0; c0 < whole_columns; c0 += kStrip)
-    for (std::int64_t r = 0; r < whole_rows; r += kBlock)
-      for (std::int64_t c = c0; c < std::min(c0 + kStrip, whole_columns); c += kBlock)
-        transpose_block(from + r * ld_from + c, ld_from, to + c * ld_to + r, ld_to);
+  constexpr std::int64_t kColumns = kTransposeColumns<T>;
+  const std::int64_t lanes = static_cast<std::int64_t>(hn::Lanes(Lanes<T>()));
+  const std::int64_t whole_rows = rows / lanes * lanes, whole_columns = columns / kColumns * kColumns;
+  for (std::int64_t r = 0; r < whole_rows; r += lanes)
+    for (std::int64_t c = 0; c < whole_columns; c += kColumns)
+      transpose_columns(from + r * ld_from + c, ld_from, to + c * ld_to + r, ld_to);
   for (std::int64_t c = 0; c < columns; ++c)
     for (std::int64_t r = c < whole_columns ? whole_rows : 0; r < rows; ++r) to[c * ld_to + r] = from[r * ld_from + c];
   if (const std::int64_t end = padded(rows); end > rows)
