@@ -22,17 +22,6 @@ HWY_INLINE void add_to(std::int64_t n, const T* x, T* y) {
     hn::StoreU(hn::Add(hn::LoadU(d, x + j), hn::LoadU(d, y + j)), d, y + j);
 }
 
-// y = diag(scale) x for (rows, width) matrices.
-template <class T>
-HWY_INLINE void scale_rows(std::int64_t rows, std::int64_t width, std::int64_t ld, const T* scale, const T* x, T* y) {
-  const Lanes<T> d;
-  for (std::int64_t i = 0; i < rows; ++i) {
-    const auto by = hn::Set(d, scale[i]);
-    for (std::int64_t j = 0; j < width; j += static_cast<std::int64_t>(hn::Lanes(d)))
-      hn::StoreU(hn::Mul(by, hn::LoadU(d, x + i * ld + j)), d, y + i * ld + j);
-  }
-}
-
 // y = x diag(scale) for (rows, width) matrices.
 template <class T>
 HWY_INLINE void scale_columns(std::int64_t rows, std::int64_t width, std::int64_t ld, const T* scale, const T* x,

@@ -110,6 +110,27 @@ HWY_INLINE T sum_of(std::int64_t n, const T* x) {
   return total;
 }
 
+// y = diag(scale) x for (rows, width) matrices.
+template <class T>
+HWY_INLINE void scale_rows(std::int64_t rows, std::int64_t width, std::int64_t ld, const T* scale, const T* x, T* y) {
+  const Lanes<T> d;
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const auto by = hn::Set(d, scale[i]);
+    for (std::int64_t j = 0; j < width; j += static_cast<std::int64_t>(hn::Lanes(d)))
+      hn::StoreU(hn::Mul(by, hn::LoadU(d, x + i * ld + j)), d, y + i * ld + j);
+  }
+}
+
+// y += scale x for (rows, width) matrices.
+template <class T>
+HWY_INLINE void add_scaled(std::int64_t rows, std::int64_t width, std::int64_t ld, T scale, const T* x, T* y) {
+  const Lanes<T> d;
+  const auto by = hn::Set(d, scale);
+  for (std::int64_t i = 0; i < rows; ++i)
+    for (std::int64_t j = i * ld; j < i * ld + width; j += static_cast<std::int64_t>(hn::Lanes(d)))
+      hn::StoreU(hn::MulAdd(by, hn::LoadU(d, x + j), hn::LoadU(d, y + j)), d, y + j);
+}
+
 // A few elements, n not known before: no call, no vector beyond them.
 template <class T>
 HWY_INLINE void copy_few(std::int64_t n, const T* HWY_RESTRICT from, T* HWY_RESTRICT to) {
@@ -647,10 +668,7 @@ class Heads {
     write_state(ue_, fresh.matrix.get());
     for (; carry.merged > 0; --carry.merged, live.pop_back()) {
       const T decay = static_cast<T>(std::exp(live.back().log_decay));
-      const T* from = live.back().matrix.get();
-      T* to = fresh.matrix.get();
-      for (std::int64_t a = 0; a < K_; ++a)
-        for (std::int64_t j = a * Vp_; j < a * Vp_ + V_; ++j) to[j] += decay * from[j];
+      add_scaled(K_, padded(V_), Vp_, decay, live.back().matrix.get(), fresh.matrix.get());
     }
     live.push_back(std::move(fresh));
   }
@@ -667,8 +685,7 @@ class Heads {
     if constexpr (Rule::kErases) {
       multiply(n_, V_, n_, tg_, Cp_, 1, v_, Vp_, ue, Vp_, {.row_scale = to_end_, .part = Part::lower_a}, bf16::Rest::a);
     } else {
-      for (std::int64_t i = 0; i < n_; ++i)
-        for (std::int64_t j = i * Vp_; j < i * Vp_ + V_; ++j) ue[j] = to_end_[i] * v_[j];
+      scale_rows(n_, padded(V_), Vp_, to_end_, v_, ue);
     }
   }
 
