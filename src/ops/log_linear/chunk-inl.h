@@ -239,7 +239,7 @@ class Heads {
         backward_(std::is_same_v<Args, BackwardArgs>),
         bf16_(plan.sizes.dtype == DType::bf16 ? bf16_unit() : Bf16Unit::none),
         flow_pieces_(bf16_ == Bf16Unit::none ? kCutChunks : 1),
-        reads_ahead_(!Rule::kErases && bf16_ == Bf16Unit::none && last_head - first_head > 1),
+        reads_ahead_(log_linear::cpu::reads_ahead(Rule::kErases, plan.sizes.dtype, last_head - first_head)),
         keeps_rests_(bf16_ == Bf16Unit::tiles),
         bf16_scope_(bf16_) {}
 

@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "base/cpu_features.hpp"
 #include "ops/log_linear/check.hpp"
 #include "rules/rules.hpp"
 
@@ -58,8 +59,11 @@ struct BackwardTarget {
   void* dq = nullptr;  // null: write straight into args.dq and args.dk
   void* dk = nullptr;
 };
-// Whether dq of a range of so many heads is written, read again and added to.
-inline bool writes_dq_twice(Rule rule, std::int64_t heads) { return !erases(rule) && heads > 1; }
+// Whether the backward of a range of so many heads reads states while it makes them (docs/algorithm.md, 6.1): dq is then
+// written, read again and added to. Not where products are bfloat16 ones, which would spoil the flow.
+inline bool reads_ahead(bool erases, DType dtype, std::int64_t heads) {
+  return !erases && heads > 1 && (dtype != DType::bf16 || bf16_unit() == Bf16Unit::none);
+}
 
 // Heads as in forward_heads. dfinal: null for zero. dinitial: null when not wanted.
 void backward_heads(const BackwardArgs& args, const Plan& plan, const Sequence& sequence, std::int64_t first,

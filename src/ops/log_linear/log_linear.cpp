@@ -319,7 +319,8 @@ void backward_checked(const BackwardArgs& args) {
   const std::int64_t N = static_cast<std::int64_t>(sequences.size()), count = ranges.count();
   const std::size_t element = size_of(s.state_dtype);
   // Rows that are written, read and added to must not be rounded in between.
-  const bool direct = count == 1 && (s.dtype == s.state_dtype || !cpu::writes_dq_twice(args.rule, ranges.length));
+  const bool direct =
+      count == 1 && (s.dtype == s.state_dtype || !cpu::reads_ahead(erases(args.rule), s.dtype, ranges.length));
   std::int64_t rows = 0;
   std::vector<std::int64_t> first_row;  // of each span in a buffer
   for (const Sequence& sequence : sequences) {
