@@ -436,7 +436,7 @@ void product(std::int64_t M, std::int64_t N, std::int64_t K, const Packed& a, co
       if (b_rest) passes[n_passes++] = {a.high + at_a, b.rest + at_b};
       if (a_rest) passes[n_passes++] = {a.rest + at_a, b.high + at_b};
       blocks[block_rows - 1][block_columns - 1](range.last - range.first, passes, n_passes, next, next, sums[now],
-                                                  e.prefetch);
+                                                e.prefetch);
       finish_last();
       last = {m * kSide, std::min(M - m * kSide, block_rows * kSide), n * kSide, block_columns * kSide};
       now = 1 - now;

@@ -6,8 +6,8 @@
 namespace loglinear {
 
 // Rows of memory that will be used soon and lie further apart than hardware foresees. They are asked for a line at a
-// time, evenly between other work: a CPU has a dozen or two on their way at once, and whoever asks for more waits, or is
-// not heard.
+// time, evenly between other work: a CPU has a dozen or two on their way at once, and whoever asks for more waits, or
+// is not heard.
 class Prefetch {
  public:
   // Nothing yet, to be asked for during so many multiply-adds.

@@ -59,8 +59,8 @@ struct BackwardTarget {
   void* dq = nullptr;  // null: write straight into args.dq and args.dk
   void* dk = nullptr;
 };
-// Whether the backward of a range of so many heads reads states while it makes them (docs/algorithm.md, 6.1): dq is then
-// written, read again and added to. Not where products are bfloat16 ones, which would spoil the flow.
+// Whether the backward of a range of so many heads reads states while it makes them (docs/algorithm.md, 6.1): dq is
+// then written, read again and added to. Not where products are bfloat16 ones, which would spoil the flow.
 inline bool reads_ahead(bool erases, DType dtype, std::int64_t heads) {
   return !erases && heads > 1 && (dtype != DType::bf16 || bf16_unit() == Bf16Unit::none);
 }
