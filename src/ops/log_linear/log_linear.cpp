@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <deque>
+#include <limits>
 #include <new>
 
 #include "base/cpu_features.hpp"
@@ -139,6 +140,21 @@ struct Ranges {
   }
 };
 
+// How many heads of a group a forward takes together. Of one sequence the cut that is done first: a range does for all
+// of its heads what costs as much as a third of one. Several sequences may be of different length: so many that every
+// thread has several pieces of work.
+std::int64_t heads_together(std::int64_t heads, std::int64_t groups, std::int64_t sequences, int threads) {
+  if (sequences > 1) return std::clamp<std::int64_t>(sequences * groups * heads / (2 * threads), 1, heads);
+  std::int64_t best = heads;
+  double least = std::numeric_limits<double>::infinity();
+  for (std::int64_t count = 1; count <= heads; ++count) {
+    const std::int64_t length = (heads + count - 1) / count, rounds = (groups * count + threads - 1) / threads;
+    const double time = static_cast<double>(rounds) * (static_cast<double>(length) + 1.0 / 3);
+    if (time < least) least = time, best = length;
+  }
+  return best;
+}
+
 // dq or dk of every group and token: the sums of their ranges, in order. Rows of open tokens go to `opens`, one for
 // each sequence, or nowhere.
 template <class T>
@@ -188,11 +204,11 @@ void forward_checked(const ForwardArgs& args) {
   std::vector<cpu::FinalState> finals;
   if (!args.final_state.empty())
     for (const Sequence& sequence : plan.sequences) finals.push_back(final_state_for(args, s, sequence));
-  // As many heads of a group together as leaves every thread several pieces of work, and columns apart where there are
-  // too few heads for the threads. No cut changes the result.
+  // Heads of a group together, and columns apart where there are too few heads for the threads. No cut changes the
+  // result.
   const std::int64_t heads = s.H / s.G, all = N * s.H;
   const int threads = threads_for(thread_count(args.threads), work_of(plan));
-  const Ranges ranges{heads, std::clamp<std::int64_t>(all / (2 * threads), 1, heads)};
+  const Ranges ranges{heads, heads_together(heads, s.G, N, threads)};
   const std::int64_t count = ranges.count(), parts = column_parts(all, s.V, threads);
   parallel_for(N * s.G * count * parts, threads, [&](std::int64_t i) {
     const std::int64_t part = i % parts, range = i / parts % count, group = i / (parts * count) % s.G,
