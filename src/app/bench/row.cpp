@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <bit>
 #include <charconv>
-#include <cmath>
 
 #include "base/error.hpp"
 
@@ -18,19 +17,6 @@ struct Key {
 constexpr Key kKeys[] = {{'B', &Shape::B, 1 << 16}, {'T', &Shape::T, 1 << 26}, {'H', &Shape::H, 1 << 12},
                          {'G', &Shape::G, 1 << 12}, {'K', &Shape::K, 1 << 12}, {'V', &Shape::V, 1 << 12},
                          {'L', &Shape::L, 64}};
-
-// Tokens in a chunk that useful work is counted with: what the library would choose by itself.
-double counted_chunk(const Shape& s) { return default_chunk(s.K, s.V); }
-
-// Set bits of 0 .. n - 1 on average.
-double mean_popcount(std::int64_t n) {
-  double sum = 0;
-  for (int bit = 0; std::int64_t{1} << bit < n; ++bit) {
-    const std::int64_t block = std::int64_t{1} << bit, whole = n / (2 * block), rest = n % (2 * block);
-    sum += static_cast<double>(whole * block + std::max<std::int64_t>(0, rest - block));
-  }
-  return n > 0 ? sum / static_cast<double>(n) : 0;
-}
 
 }  // namespace
 
@@ -67,15 +53,28 @@ Shape resolved(Shape s, Rule rule) {
 }
 
 double useful_work(Rule rule, const Shape& s) {
-  const double K = static_cast<double>(s.K), V = static_cast<double>(s.V), C = counted_chunk(s);
-  const double per_head = static_cast<double>(s.G) / static_cast<double>(s.H);
-  // One level: a single state, which every chunk reads.
-  const double live = s.L == 1 ? 1 : mean_popcount((s.T + counted_chunk(s) - 1) / C);
-  double work = per_head * C * K / 2 + C * V / 2 + K * V * (1 + live);
-  // A live state is erased through W, or all of them through one K x K transition.
-  const double erase = std::min(2 * live * K * V, live * K * V * K / C + K * K);
-  if (has_beta(rule)) work += per_head * C * K / 2 + C * C / 3 + C * (K + V) / 2 + erase;
-  return static_cast<double>(s.B * s.T * s.H) * work;
+  const double K = static_cast<double>(s.K), V = static_cast<double>(s.V);
+  const double per_head = static_cast<double>(s.G) / static_cast<double>(s.H);  // of products of queries and keys
+  const int C = default_chunk(s.K, s.V);
+  // Slots below `top` are whole blocks, the one at `top` takes in all that is older.
+  const std::int64_t top = std::clamp<std::int64_t>(s.L - 2 - std::countr_zero(static_cast<unsigned>(C)), 0, 40);
+  double work = 0;
+  for (std::int64_t begin = 0; begin < s.T; begin += C) {
+    const std::int64_t z = begin / C;
+    const double c = static_cast<double>(std::min<std::int64_t>(C, s.T - begin));
+    const bool last = begin + C >= s.T;  // nobody wants a state after it
+    const std::int64_t whole = z & ((std::int64_t{1} << top) - 1);
+    const double live = std::popcount(static_cast<std::uint64_t>(whole)) + (whole != z ? 1 : 0);
+    work += c * c * (per_head * K + V) / 2 + live * c * K * V;
+    if (!last) work += c * K * V;
+    if (has_beta(rule)) {
+      work += c * c * per_head * K / 2 + c * c * c / 3;
+      if (live > 0) work += c * c * K / 2;
+      // A live state is erased through W, or all of them through one K x K transition.
+      if (!last) work += c * c * V / 2 + (live > 0 ? std::min(2 * live * c * K * V, c * K * K + live * K * K * V) : 0);
+    }
+  }
+  return static_cast<double>(s.B * s.H) * work;
 }
 
 double useful_step_work(Rule rule, const Shape& s, int live) {

@@ -70,39 +70,59 @@ TEST(Shapes, OthersAreRefused) {
 }
 
 TEST(UsefulWork, IsThatOfTheFormula) {
-  // Two chunks of 64: on average half a live state.
+  // Two chunks of 64: the first writes a state, the second reads it.
   Shape s = resolved(parse_shape("T=128,H=2,G=1,K=128,V=64"), Rule::scalar_decay);
-  EXPECT_DOUBLE_EQ(useful_work(Rule::scalar_decay, s), 128 * 2 * (64 * 128 / 2 / 2 + 64 * 64 / 2 + 8192 * 1.5));
+  const double inside = 64 * 64 * (128 / 2 + 64) / 2, state = 64 * 128 * 64;
+  EXPECT_DOUBLE_EQ(useful_work(Rule::scalar_decay, s), 2 * (2 * inside + 2 * state));
   s.B = 3;
-  EXPECT_DOUBLE_EQ(useful_work(Rule::scalar_decay, s), 3 * 128 * 2 * (64 * 128 / 2 / 2 + 64 * 64 / 2 + 8192 * 1.5));
+  EXPECT_DOUBLE_EQ(useful_work(Rule::scalar_decay, s), 3 * 2 * (2 * inside + 2 * state));
+  // One chunk that is not full does nothing but triangles; a second one of 6 tokens reads as many rows.
+  s = resolved(parse_shape("T=10,H=1,G=1,K=128,V=64"), Rule::scalar_decay);
+  EXPECT_DOUBLE_EQ(useful_work(Rule::scalar_decay, s), 10 * 10 * (128 + 64) / 2);
+  s.T = 70;
+  EXPECT_DOUBLE_EQ(useful_work(Rule::scalar_decay, s), (64 * 64 + 6 * 6) * (128 + 64) / 2 + (64 + 6) * 128 * 64);
+  // Two chunks of gated delta erase nothing: before the first there is no state, after the second nobody wants one.
   s = resolved(parse_shape("T=128,H=2,K=128,V=128"), Rule::gated_delta);
+  const double square = 64 * 64 * 128 / 2, mix = 64 * 64 * 64 / 3.0;
   EXPECT_DOUBLE_EQ(useful_work(Rule::gated_delta, s),
-                   128 * 2 * (2 * 64 * 128 / 2 + 64 * 128 / 2 + 16384 * 1.5 + 64 * 64 / 3.0 + 64 * 256 / 2 + 16384));
-  // Narrow keys are erased through a K x K transition: 32 / 64 of a multiply-add for two, and 32 * 32 to make it.
+                   2 * (2 * (3 * square + mix) + square + square + 2 * 64 * 128 * 128));
+  // A third one, of a single token, makes the second erase one state through W and write another.
+  s.T = 129;
+  EXPECT_DOUBLE_EQ(useful_work(Rule::gated_delta, s),
+                   2 * (9 * square + 2 * mix + 5 * 64 * 128 * 128 + 4 * 128 / 2 + 1 / 3.0 + 128 * 128));
+  // Narrow keys: the second and the third chunk erase through a K x K transition, 32 * 32 * 64 to make it and to use
+  // it.
   s = resolved(parse_shape("T=256,H=1,K=32,V=64"), Rule::gated_delta);
+  const double chunk = 64 * 64 * (2 * 32 + 64) / 2 + mix, once = 32 * 32 * 64;
   EXPECT_DOUBLE_EQ(useful_work(Rule::gated_delta, s),
-                   256 * (2 * 64 * 32 / 2 + 64 * 64 / 2 + 2048 * 2 + 64 * 64 / 3.0 + 64 * 96 / 2 + 1024 + 1024));
+                   4 * chunk + 3 * 64 * 64 * 32 / 2 + 3 * 64 * 64 * 64 / 2 + 3 * 64 * 2048 + 4 * 64 * 2048 + 4 * once);
   // Plain linear attention reads and writes one state.
   s = resolved(parse_shape("T=4096,H=16,G=16,K=128,V=64,L=1"), Rule::scalar_decay);
-  EXPECT_DOUBLE_EQ(useful_work(Rule::scalar_decay, s), 4096.0 * 16 * (64 * (128 + 64) / 2 + 2 * 8192));
+  EXPECT_DOUBLE_EQ(useful_work(Rule::scalar_decay, s), 16 * (64 * 64 * 64 * (128 + 64) / 2 + 2 * 63 * 64 * 8192.0));
   // Wide heads are counted with chunks of 128, narrow ones with 32.
   s = resolved(parse_shape("T=256,H=1,K=192,V=256"), Rule::scalar_decay);
-  EXPECT_DOUBLE_EQ(useful_work(Rule::scalar_decay, s), 256 * (128 * (192 + 256) / 2 + 192 * 256 * 1.5));
+  EXPECT_DOUBLE_EQ(useful_work(Rule::scalar_decay, s), 256 * 128 * (192 + 256) / 2 + 2 * 128 * 192 * 256);
   s = resolved(parse_shape("T=64,H=1,K=16,V=16"), Rule::scalar_decay);
-  EXPECT_DOUBLE_EQ(useful_work(Rule::scalar_decay, s), 64 * (32 * 32 / 2 + 256 * 1.5));
+  EXPECT_DOUBLE_EQ(useful_work(Rule::scalar_decay, s), 64 * 32 * 32 / 2 + 2 * 32 * 256);
 }
 
 TEST(UsefulWork, CountsTheLiveStatesOfEveryChunk) {
-  for (const std::int64_t T : {1, 64, 65, 192, 1000, 4096, 5000, 77777}) {
-    Shape s;
-    s.T = T, s.H = s.G = 1, s.K = 128, s.V = 64;
-    s = resolved(s, Rule::scalar_decay);
-    const std::int64_t chunks = (T + 63) / 64;
-    double live = 0;
-    for (std::int64_t z = 0; z < chunks; ++z) live += std::popcount(static_cast<std::uint64_t>(z));
-    const double want = static_cast<double>(T) * (64 * 192 / 2 + 8192 * (1 + live / static_cast<double>(chunks)));
-    EXPECT_NEAR(useful_work(Rule::scalar_decay, s) / want, 1, 1e-12) << T;
-  }
+  for (const std::int64_t T : {1, 64, 65, 192, 1000, 4096, 5000, 77777})
+    for (const std::int64_t L : {1, 7, 8, 9, 10, 64}) {
+      Shape s;
+      s.T = T, s.H = s.G = 1, s.K = 128, s.V = 64, s.L = L;
+      // Level by level and token by token: those of whole chunks before, the ones beyond the last level being one.
+      double states = 0;
+      for (std::int64_t t = 0; t < T; ++t) {
+        std::set<std::int64_t> levels;
+        for (int bit = 6; t >> bit != 0; ++bit)
+          if (t >> bit & 1) levels.insert(std::min<std::int64_t>(bit + 1, L - 1));
+        states += static_cast<double>(levels.size());
+      }
+      const double whole = static_cast<double>((T - 1) / 64), rest = static_cast<double>(T) - 64 * whole;
+      const double want = (64 * 64 * whole + rest * rest) * 192 / 2 + 8192 * (64 * whole + states);
+      EXPECT_NEAR(useful_work(Rule::scalar_decay, s) / want, 1, 1e-12) << T << " " << L;
+    }
 }
 
 TEST(UsefulWork, OfAStepReadsAndWrites) {
