@@ -10,8 +10,8 @@
 //             factor * softplus(z) between its neighbours at l (n - 1) / m, linearly
 //   routed    factor * p[l] / mean of p over the token's levels, p[l] = exp(z[min(l, n - 1)]): a softmax over the
 //             states that the token reads, times their number
-//   content   the same with z[l] = level[j] * (dl[j] + factor * matches[l]), j = min(l, n - 1): what the states hold
-//             has a say (matches: level_matches.hpp)
+//   content   the same with z[l] = level[j] * (dl[j] + match_factor * matches[l]), j = min(l, n - 1): what the states
+//             hold has a say (matches: level_matches.hpp)
 //
 // share with all levels learned is the published model (arXiv 2506.04761); the others are this library's
 // (docs/quality.md measures them). Dtype: T is float or double for everything. Same bits for any number of threads; a
@@ -33,6 +33,7 @@ struct LevelShape {
   std::int64_t learned = 0;  // n, 1 to L: the first of them, which are used
   std::int64_t columns = 0;  // of level_scales and matches: level_columns()
   std::int64_t groups = 0;   // G of matches, divides H; head h has group h / (H / G). Read by content alone
+  double match_factor = 1;   // of matches
 };
 
 // Levels that the tokens of a sequence of T >= 1 tokens, begun at position 0, read through.

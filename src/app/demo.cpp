@@ -271,7 +271,7 @@ void Demo::talk() {
   const double rate = static_cast<double>(text.tokens.size()) / (monotonic_seconds() - begin);
 
   // A layer keeps a matrix a head for every set bit of the full chunks, those read through the last level as one,
-  // the tokens of the open chunk, and a sum of keys a group for every bit when it reads by content: grown in known
+  // the tokens of the open chunk, and a sum of keys for every bit when it reads by content: grown in known
   // ways, so that the size at any position is known.
   const nn::ModelConfig& config = model_->config();
   const std::int64_t chunk = default_chunk(config.key_width, config.value_width);
@@ -283,7 +283,8 @@ void Demo::talk() {
   };
   const std::int64_t H = config.num_heads, matrix = H * (config.key_width * config.value_width * 4 + 8),
                      token = 4 * (config.num_groups * config.key_width + H * config.value_width + H);
-  const std::int64_t sum = config.level_policy == LevelPolicy::content ? 4 * config.num_groups * config.key_width : 0;
+  const std::int64_t matched = config.match_width > 0 ? config.match_width : config.num_groups * config.key_width;
+  const std::int64_t sum = config.level_policy == LevelPolicy::content ? 4 * matched : 0;
   const auto bytes_at = [&](std::int64_t at) {
     const std::int64_t sums = std::bit_width(static_cast<std::uint64_t>(at)) * sum;
     return static_cast<double>(model_->new_state().bytes()) +

@@ -122,6 +122,7 @@ void apply_settings(TrainSettings& settings, const nlohmann::json& json, const s
 
 void apply_stored_settings(TrainSettings& settings, const nlohmann::json& json, const std::string& source) {
   apply_settings(settings, json, source);
+  if (!json.contains("match-width")) settings.match_width = 0;
   if (json.contains("level-policy") || !settings.from.empty()) return;
   settings.level_policy = "share";
   settings.trained_levels = settings.levels;

@@ -73,6 +73,9 @@ void for_each_setting(Settings& s, F&& f) {
   f("level-policy", s.level_policy, none, "Model",
     "how levels are read, and those beyond the trained ones: share, stretch, routed or content (docs/algorithm.md, "
     "8.1)");
+  f("match-width", s.match_width, SettingRange{-1, 1 << 16}, "Model",
+    "content: width of the query and key that a layer has to match states by; 0: the mixer's own are used; -1: "
+    "log_linear_mamba2 K, at least 32, log_linear_gated_deltanet 0");
   f("trained-levels", s.trained_levels, SettingRange{0, 64}, "Model",
     "levels that have scales of their own; 0: those of --seq-len, all with --position-offsets");
   f("position-offsets", s.position_offsets, SettingRange{0, 1}, "Model",

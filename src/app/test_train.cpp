@@ -184,6 +184,40 @@ TEST_F(Train, CheckpointsWithAFamilyResume) {
   EXPECT_NE(error_of([&] { train(s); }, Error::Kind::usage).find("--mixer"), std::string::npos);
 }
 
+// Before layers had queries and keys of their own to match states by, those of the mixer served.
+TEST_F(Train, CheckpointsWithoutAMatchWidthGoOnAsTheyWere) {
+  TrainSettings s = settings("a");
+  s.mixer = "log_linear_gated_deltanet";
+  EXPECT_EQ(model_config(s).match_width, 0);
+  s.mixer = "log_linear_mamba2";
+  s.key_width = 8;
+  EXPECT_EQ(model_config(s).match_width, 32);
+  s.key_width = 40;
+  EXPECT_EQ(model_config(s).match_width, 40);
+  s.match_width = 7;
+  EXPECT_EQ(model_config(s).match_width, 7);
+  s.match_width = -1, s.key_width = 0;
+  s.level_policy = "routed";
+  EXPECT_EQ(model_config(s).match_width, 0);
+  s.level_policy = "content";
+  s.match_width = 0;
+  train(s);
+  TrainSettings other = s;
+  other.out = settings("b").out;
+  train(other, stop_after(4));
+  const auto checkpoint = newest_checkpoint(other.out, {});
+  json trainer = checkpoint->trainer;
+  trainer.at("settings").erase("match-width");
+  nn::Model<float> model(model_config(s));
+  Moments moments;
+  load_checkpoint(*checkpoint, model, moments);
+  save_checkpoint(other.out, model, moments, trainer);
+  const TrainSettings resumed = resolve_settings({{"resume", true}, {"out", other.out}}, "");
+  EXPECT_EQ(resumed.match_width, 0);
+  train(resumed);
+  EXPECT_TRUE(weights("a", 12) == weights("b", 12));
+}
+
 // Before level policies every level had a scale of its own, which learned like any other parameter.
 TEST_F(Train, CheckpointsWithoutALevelPolicyGoOnAsTheyWere) {
   TrainSettings s = settings("a");

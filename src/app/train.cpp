@@ -33,7 +33,7 @@ constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 // Settings that decide which model is trained on which sequences: a resumed run must keep them, and those of the task.
 constexpr const char* kFixed[] = {
     "mixer",          "hidden-size",       "layers",     "heads",     "groups",      "key-width",
-    "value-width",    "kv-heads",          "conv-width", "mlp-width", "levels",      "level-policy",
+    "value-width",    "kv-heads",          "conv-width", "mlp-width", "levels",      "level-policy", "match-width",
     "trained-levels", "position-offsets",  "window",     "stride",    "dense-heads", "routed-heads",
     "sparsity",       "norm-eps",          "rope-theta", "packing",   "seq-len",     "batch-tokens",
     "seed",           "initializer-range", "accumulate", "task",      "from"};
@@ -481,6 +481,8 @@ nn::ModelConfig model_config(const TrainSettings& s) {
     c.num_heads = choose(s.heads, 2 * d / c.value_width);
     c.key_width = choose(s.key_width, 64);
   }
+  if (c.level_policy == LevelPolicy::content)
+    c.match_width = s.match_width >= 0 ? s.match_width : delta ? 0 : std::max<std::int64_t>(c.key_width, 32);
   c.num_groups = choose(s.groups, 1);  // of the Mamba-2 families; resolved() knows the others'
   c.kv_heads = s.kv_heads;
   c.window = only(softmax || mosa, "window", s.window);

@@ -33,6 +33,7 @@ struct TrainSettings {
   std::int64_t hidden_size = 256, layers = 4, heads = 0, groups = 0, key_width = 0, value_width = 0, kv_heads = 0;
   std::int64_t conv_width = 4, mlp_width = 0, levels = 15, trained_levels = 0;
   std::string level_policy = "content";
+  std::int64_t match_width = -1;
   double position_offsets = 0;
   std::int64_t window = 0, stride = 0, dense_heads = 0, routed_heads = 0, sparsity = 0;
   double norm_eps = 0, initializer_range = 0.006, rope_theta = 500000;

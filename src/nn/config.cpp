@@ -155,9 +155,10 @@ ModelConfig resolve(ModelConfig config, const Names& names) {
   else
     config.num_levels = 1;
   if (!family->log_linear || config.unit_scales) {
-    config.trained_levels = 0;
+    config.trained_levels = config.match_width = 0;
     config.level_policy = LevelPolicy::share;
   }
+  in_range("match_width", config.match_width, 0, kMaxSize);
   fill(config.trained_levels, config.num_levels);
   in_range("trained_levels", config.trained_levels, 1, config.num_levels);
 
@@ -176,6 +177,7 @@ ModelConfig resolve(ModelConfig config, const Names& names) {
   add(config.num_heads * config.value_width, config.hidden_size, 3 * config.num_layers);
   add(config.num_heads * config.key_width, config.hidden_size, 2 * config.num_layers);
   add(config.num_heads, config.hidden_size, (config.num_levels + 2) * config.num_layers);
+  add(config.match_width, config.hidden_size + config.conv_width, 2 * config.num_layers);
   add(config.routed_heads, config.hidden_size, config.num_layers);
   add(config.routed_heads * config.key_width, config.hidden_size, 4 * config.num_layers);
   return config;
@@ -422,6 +424,7 @@ ModelConfig config_from_json(const json& object) {
     config.unit_scales = reader.flag_or("unit_scales", false);
     config.trained_levels = reader.size_or("trained_levels", 0);
     config.level_policy = read_level_policy(reader);
+    config.match_width = reader.size_or("match_width", 0);
   } else {
     reader.only("unit_scales", false);
   }
@@ -514,6 +517,7 @@ json to_json(const ModelConfig& given) {
     if (config.trained_levels != config.num_levels) out["trained_levels"] = config.trained_levels;
     if (config.level_policy != LevelPolicy::share)
       out["level_policy"] = level_policy_names()[static_cast<std::size_t>(config.level_policy)];
+    if (config.match_width != 0) out["match_width"] = config.match_width;
   }
   switch (family.mixer) {
     case MixerKind::mamba2:

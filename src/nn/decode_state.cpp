@@ -59,7 +59,7 @@ std::vector<OpenArray> open_arrays(const LayerState<T>& layer) {
 template <class T>
 std::vector<std::int64_t> key_sums_shape(const LayerState<T>& layer, std::int64_t position) {
   const auto bits = static_cast<std::int64_t>(std::bit_width(static_cast<std::uint64_t>(position)));
-  return {bits, layer.groups, layer.state.key_width()};
+  return {bits, layer.match_groups, layer.match_width};
 }
 
 // Hands out the tensors of a saved state by name, each once, checked.
@@ -111,7 +111,9 @@ template <class T>
 std::size_t DecodeStateOf<T>::bytes() const {
   std::size_t total = 0;
   for (const LayerState<T>& layer : layers)
-    total += (layer.conv.size() + layer.keys.size() + layer.values.size() + layer.key_sums.sums.size()) * sizeof(T) +
+    total += (layer.conv.size() + layer.match_conv.size() + layer.keys.size() + layer.values.size() +
+              layer.key_sums.sums.size()) *
+                 sizeof(T) +
              (layer.attention() ? 0 : layer.state.bytes());
   return total;
 }
@@ -131,7 +133,9 @@ std::vector<StateTensor> DecodeStateOf<T>::save() const {
     }
     tensors.push_back(pack(prefix + "conv", {layer.conv_rows, layer.conv_channels}, layer.conv.data()));
     const State& state = layer.state;
-    if (layer.content && position > 0)
+    if (!layer.match_conv.empty())
+      tensors.push_back(pack(prefix + "match_conv", {layer.conv_rows, 2 * layer.match_width}, layer.match_conv.data()));
+    if (layer.match_groups > 0 && position > 0)
       tensors.push_back(pack(prefix + "key_sums", key_sums_shape(layer, position), layer.key_sums.sums.data()));
     for (const State::Slot& slot : state.slots()) {
       const std::string name = prefix + "state.bit" + std::to_string(slot.bit);
@@ -174,7 +178,9 @@ void DecodeStateOf<T>::load(const std::vector<StateTensor>& tensors) {
     }
     layer.conv = shelf.take<T>(prefix + "conv", {layer.conv_rows, layer.conv_channels});
     State& state = layer.state;
-    if (layer.content && position > 0)
+    if (!layer.match_conv.empty())
+      layer.match_conv = shelf.take<T>(prefix + "match_conv", {layer.conv_rows, 2 * layer.match_width});
+    if (layer.match_groups > 0 && position > 0)
       layer.key_sums = {position, shelf.take<T>(prefix + "key_sums", key_sums_shape(layer, position))};
     std::vector<State::Slot> slots;
     for (int bit = 62; bit >= 0; --bit) {

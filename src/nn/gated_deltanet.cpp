@@ -30,6 +30,7 @@ std::vector<ParameterSpec> gated_deltanet_parameters(const ModelConfig& c) {
                                   {"o_proj.weight", {D, values}, Init::residual}})
     specs.push_back(spec);
   if (scales) specs.push_back({"L", {H, c.num_levels}, level_init(c), false, H * c.num_levels});
+  for (const ParameterSpec& spec : match_parameters(c)) specs.push_back(spec);
   return specs;
 }
 
@@ -47,7 +48,7 @@ class GatedDeltaNet final : public Mixer<T> {
         dt_bias_(store.find(prefix + "dt_bias")),
         A_log_(store.find(prefix + "A_log")),
         norm_(store.find(prefix + "o_norm.weight")),
-        scales_(c, learns_level_scales(c) ? store.find(prefix + "L") : Weight<T>{}, 1 / key_scale_) {}
+        scales_(c, store, prefix, 1 / key_scale_) {}
 
   void forward(const Pass<T>& pass, const T* x, T* out) override {
     const std::int64_t N = pass.tokens, R = in_proj_.out;
@@ -65,7 +66,7 @@ class GatedDeltaNet final : public Mixer<T> {
     delta_gates_forward(N, H_, z_ + a_at_, R, z_ + b_at_, R, dt_bias_.value, A_log_.value, g_, beta_, pass.threads);
     log_linear::ForwardArgs args;
     set_inputs(args, N);
-    args.level_scales = scales_.forward(pass, z_ + dl_at_, R, args.q, args.k);
+    args.level_scales = scales_.forward(pass, x, z_ + dl_at_, R, args.q, args.k);
     args.out = Tensor(o_, {1, N, H_, V_});
     run_log_linear(args, pass);
 
@@ -100,7 +101,7 @@ class GatedDeltaNet final : public Mixer<T> {
     args.dbeta = Tensor(dbeta, {1, N, H_});
     args.dlevel_scales = scales_.gradient(pass);
     run_log_linear_backward(args, pass);
-    scales_.backward(pass, z_ + dl_at_, R, args, dz + dl_at_, R);
+    const bool begun = scales_.backward(pass, x, z_ + dl_at_, R, args, dz + dl_at_, R, dx);
 
     l2_norm_backward(N, H_, K_, qkv_, conv_channels_, key_scale_, dqkv, conv_channels_, dqkv, conv_channels_,
                      pass.threads);
@@ -110,7 +111,7 @@ class GatedDeltaNet final : public Mixer<T> {
                          dz + b_at_, R, dt_bias_.grad, A_log_.grad, pass.threads);
     conv_.backward(pass, z_, R, dqkv, dz, R);
     in_proj_.backward_weight(N, x, dz, pass.threads);
-    in_proj_.backward_input(N, dz, dx, pass.threads);
+    in_proj_.backward_input(N, dz, dx, pass.threads, begun ? T{1} : T{0});
   }
 
   LayerState<T> new_state() const override {

@@ -23,6 +23,7 @@ std::vector<ParameterSpec> mamba2_parameters(const ModelConfig& c) {
                                    {"norm.weight", {inner}, Init::ones},
                                    {"out_proj.weight", {c.hidden_size, inner}, Init::residual}};
   if (scales) specs.push_back({"L", {H, c.num_levels}, level_init(c), false, H * c.num_levels});
+  for (const ParameterSpec& spec : match_parameters(c)) specs.push_back(spec);
   return specs;
 }
 
@@ -40,7 +41,7 @@ class Mamba2 final : public Mixer<T> {
         A_log_(store.find(prefix + "A_log")),
         D_(store.find(prefix + "D")),
         norm_(store.find(prefix + "norm.weight")),
-        scales_(c, learns_level_scales(c) ? store.find(prefix + "L") : Weight<T>{}, T{1}) {}
+        scales_(c, store, prefix, T{1}) {}
 
   void forward(const Pass<T>& pass, const T* x, T* out) override {
     const std::int64_t N = pass.tokens;
@@ -60,7 +61,7 @@ class Mamba2 final : public Mixer<T> {
     args.k = keys(xbc_ + k_at_, N);
     args.v = ConstTensor(v_, {1, N, H_, P_});
     args.g = ConstTensor(g_, {1, N, H_});
-    args.level_scales = scales_.forward(pass, z_ + dl_at_, in_proj_.out, args.q, args.k);
+    args.level_scales = scales_.forward(pass, x, z_ + dl_at_, in_proj_.out, args.q, args.k);
     args.out = Tensor(y_, {1, N, H_, P_});
     run_log_linear(args, pass);
     skip_forward(N, H_, P_, xbc_, conv_channels_, D_.value, y_, inner_, pass.threads);
@@ -104,10 +105,10 @@ class Mamba2 final : public Mixer<T> {
                           conv_channels_, dz + dt_at_, R, dxbc, conv_channels_, dt_bias_.grad, A_log_.grad,
                           pass.threads);
     skip_backward(N, H_, P_, xbc_, conv_channels_, D_.value, dy, inner_, dxbc, conv_channels_, D_.grad, pass.threads);
-    scales_.backward(pass, z_ + dl_at_, R, args, dz + dl_at_, R);
+    const bool begun = scales_.backward(pass, x, z_ + dl_at_, R, args, dz + dl_at_, R, dx);
     conv_.backward(pass, z_ + conv_at_, R, dxbc, dz + conv_at_, R);
     in_proj_.backward_weight(N, x, dz, pass.threads);
-    in_proj_.backward_input(N, dz, dx, pass.threads);
+    in_proj_.backward_input(N, dz, dx, pass.threads, begun ? T{1} : T{0});
   }
 
   LayerState<T> new_state() const override {

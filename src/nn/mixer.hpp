@@ -23,8 +23,11 @@ struct LayerState {
   std::vector<T> conv;  // (conv_rows, conv_channels)
   std::int64_t groups = 0;
   State state;
-  bool content = false;  // has key_sums: the level policy asks for them
+  // Policy `content`: keys by which states are matched, summed; with a match_width they are the layer's own, made by a
+  // convolution with its own memory.
+  std::int64_t match_groups = 0, match_width = 0;  // of key_sums; no groups: there are none
   KeySums<T> key_sums;
+  std::vector<T> match_conv;  // (conv_rows, 2 * match_width) or empty
   // Attention: keys (rotated) and values of the newest tokens, all of them unless there is a window.
   std::int64_t kv_heads = 0, kv_width = 0, window = 0;
   std::vector<T> keys, values;  // (rows, kv_heads * kv_width)

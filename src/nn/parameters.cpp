@@ -35,6 +35,12 @@ std::string embeddings_name(const ModelConfig& config) {
   return named_backbone(config) ? "backbone.embeddings.weight" : "model.embeddings.weight";
 }
 
+std::vector<ParameterSpec> match_parameters(const ModelConfig& config) {
+  if (config.match_width == 0) return {};
+  return {{"match_proj.weight", {2 * config.match_width, config.hidden_size}},
+          {"match_conv1d.weight", {2 * config.match_width, 1, config.conv_width}}};
+}
+
 static std::vector<ParameterSpec> mixer_parameters(const ModelConfig& config, std::int64_t layer) {
   switch (mixer_kind(config, layer)) {
     case MixerKind::mamba2:

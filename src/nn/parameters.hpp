@@ -38,6 +38,9 @@ struct ParameterSpec {
   std::int64_t scales = 0;  // of its last elements: those that make level scales
 };
 
+// Queries and keys that a layer matches states by, of the config's match_width; none without.
+std::vector<ParameterSpec> match_parameters(const ModelConfig& config);
+
 // The parameters of one mixer, names relative to it.
 std::vector<ParameterSpec> mamba2_parameters(const ModelConfig& config);
 std::vector<ParameterSpec> gated_deltanet_parameters(const ModelConfig& config);

@@ -19,9 +19,9 @@ struct Projection {
   void backward_weight(std::int64_t rows, const T* x, const T* dy, int threads) const {
     matmul<T>(Transpose::yes, Transpose::no, out, in, rows, dy, out, x, in, T{1}, weight.grad, in, threads);
   }
-  // dx (rows, in) = dy W
-  void backward_input(std::int64_t rows, const T* dy, T* dx, int threads) const {
-    matmul<T>(Transpose::no, Transpose::no, rows, in, out, dy, out, weight.value, in, T{0}, dx, in, threads);
+  // dx (rows, in) = dy W + beta dx
+  void backward_input(std::int64_t rows, const T* dy, T* dx, int threads, T beta = 0) const {
+    matmul<T>(Transpose::no, Transpose::no, rows, in, out, dy, out, weight.value, in, beta, dx, in, threads);
   }
 };
 

@@ -170,6 +170,7 @@ TEST(Config, RoundTrip) {
     if (family == "local_strided") odd.stride = 5;
     if (family == "mosa") odd.dense_heads = 3, odd.routed_heads = 17, odd.sparsity = 9;
     odd.unit_scales = family.starts_with("log_linear");
+    odd.match_width = 7;
     configs.push_back(odd);
     odd.unit_scales = false;
     for (const LevelPolicy policy :
@@ -202,6 +203,15 @@ TEST(Config, ResolvedFillsIn) {
   EXPECT_EQ(c.mlp_width, 256);
   EXPECT_EQ(resolved(paper("mamba2")).mlp_width, 4096);
   EXPECT_EQ(resolved(paper("gated_deltanet")).num_groups, 6);
+  // Queries and keys to match states by belong to scales that are learned, under any policy.
+  c = paper("log_linear_mamba2");
+  c.match_width = 5;
+  EXPECT_EQ(resolved(c).match_width, 5);
+  c.unit_scales = true;
+  EXPECT_EQ(resolved(c).match_width, 0);
+  c = paper("mamba2");
+  c.match_width = 5;
+  EXPECT_EQ(resolved(c).match_width, 0);
 }
 
 // As the two public implementations write them, bookkeeping included.
@@ -314,6 +324,8 @@ TEST(Config, BadMamba2) {
       {{{"trained_levels", 0}}, "trained_levels"},
       {{{"level_policy", "best"}}, "level_policy"},
       {{{"level_policy", 1}}, "level_policy"},
+      {{{"match_width", -1}}, "match_width"},
+      {{{"match_width", 1.5}}, "match_width"},
       {{{"unit_scales", 1}}, "unit_scales"},
       {{{"unit_scales", true}, {"model_type", "mamba2"}}, "unit_scales"},
       {{{"intermediate_size", 0}}, "intermediate_size"},
@@ -441,6 +453,7 @@ TEST(Config, BadFields) {
   refused("conv_width", [](ModelConfig& c) { c.conv_width = 0; });
   refused("num_levels", [](ModelConfig& c) { c.num_levels = 100; });
   refused("trained_levels", [](ModelConfig& c) { c.trained_levels = 16; });
+  refused("match_width", [](ModelConfig& c) { c.match_width = -1; });
   refused("mlp_width", [](ModelConfig& c) { c.mlp_width = -5; });
   refused("norm_eps", [](ModelConfig& c) { c.norm_eps = 0.0 / 0.0; });
   refused("initializer_range", [](ModelConfig& c) { c.initializer_range = 1.0 / 0.0; });

@@ -117,7 +117,16 @@ class Definition {
     return y;
   }
 
-  // match(r): q at t . k at r, which the policy content asks for.
+  // Queries and keys (match_width each) that a layer matches states by; none without.
+  Rows matched(const Rows& x, const std::string& prefix) const {
+    if (c_.match_width == 0) return {};
+    return conv(linear(x, prefix + "match_proj.weight"), prefix + "match_conv1d", false);
+  }
+  double own_match(const Rows& rows, std::int64_t t, std::int64_t r) const {
+    return dot(part(rows[t], 0, c_.match_width), part(rows[r], c_.match_width, c_.match_width));
+  }
+
+  // match(r): how well t matches r, which the policy content asks for.
   double level_scale(const Vector& dl, const std::string& prefix, std::int64_t head, std::int64_t t, std::int64_t s,
                      double factor, const std::function<double(std::int64_t)>& match) const {
     if (c_.unit_scales || !c_.family.starts_with("log_linear")) return 1;
@@ -134,7 +143,7 @@ class Definition {
         if (bits(at ^ (r + offset_)) == l) matches += match(r);
       // The block may have begun before the sequence: its size is that of the level.
       const double tokens = l == 0 ? 1 : std::exp2(static_cast<double>(l - 1));
-      return values(prefix + "L")[j] * (dl[j] + factor * matches / std::sqrt(tokens));
+      return values(prefix + "L")[j] * (dl[j] + matches / std::sqrt(tokens));
     };
     if (c_.level_policy == LevelPolicy::share) return factor * softplus(z(level));
     if (c_.level_policy == LevelPolicy::stretch) {
@@ -159,6 +168,7 @@ class Definition {
     const auto dt = [&](std::int64_t t, std::int64_t h) {
       return softplus(z[t][dt_at + h] + values(prefix + "dt_bias")[h]);
     };
+    const Rows own = matched(x, prefix);
     Rows y;
     for (std::int64_t t = 0; t < T; ++t) {
       const Vector dl = part(z[t], dt_at + H, static_cast<std::int64_t>(z[t].size()) - dt_at - H);
@@ -168,7 +178,9 @@ class Definition {
         const Vector q = part(xbc[t], inner + G * N + group * N, N);
         double decay = 0;
         for (std::int64_t s = t; s >= 0; --s) {
-          const auto match = [&](std::int64_t r) { return dot(q, part(xbc[r], inner + group * N, N)); };
+          const auto match = [&](std::int64_t r) {
+            return own.empty() ? dot(q, part(xbc[r], inner + group * N, N)) : own_match(own, t, r);
+          };
           const double weight = level_scale(dl, prefix, h, t, s, 1, match) * std::exp(decay) *
                                 dot(q, part(xbc[s], inner + group * N, N)) * dt(s, h);
           for (std::int64_t p = 0; p < P; ++p) out[h * P + p] += weight * xbc[s][h * P + p];
@@ -199,13 +211,16 @@ class Definition {
       return u;
     };
     const double scale = 1 / std::sqrt(static_cast<double>(K));
+    const Rows own = matched(x, prefix);
     Rows y;
     for (std::int64_t t = 0; t < T; ++t) {
       Vector row;
       for (std::int64_t h = 0; h < H; ++h) {
         Vector out(V), r = unit(q, t, h);  // r: q carried back through the transitions
         for (double& e : r) e *= scale;
-        const auto match = [&, query = r](std::int64_t at) { return dot(query, unit(k, at, h)); };
+        const auto match = [&, query = r](std::int64_t at) {
+          return own.empty() ? dot(query, unit(k, at, h)) / scale : own_match(own, t, at);
+        };
         for (std::int64_t s = t; s >= 0; --s) {
           const Vector ks = unit(k, s, h);
           const double beta = sigmoid(b[s][h]), along = dot(r, ks);

@@ -69,6 +69,9 @@ inline std::vector<TestModel> test_models() {
     models.push_back({c.family + "_routed", c});
     c.level_policy = LevelPolicy::content;
     models.push_back({c.family + "_content", c});
+    c.match_width = 6;
+    models.push_back({c.family + "_matched", c});
+    c.match_width = 0;
     c.level_policy = LevelPolicy::share;
     c.trained_levels = 0;
     c.unit_scales = true;

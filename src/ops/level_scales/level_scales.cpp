@@ -80,7 +80,8 @@ void route(const LevelShape& s, std::int64_t position, const T* z, T* p) {
 
 // What routed and content take the softmax of, for one head of a token: z (columns); matches null for routed.
 template <class T>
-void logits(const LevelShape& s, const T* level, const T* dl, const T* matches, T factor, T* z) {
+void logits(const LevelShape& s, const T* level, const T* dl, const T* matches, T* z) {
+  const T factor = static_cast<T>(s.match_factor);
   for (std::int64_t l = 0; l < s.columns; ++l) {
     const std::int64_t j = std::min(l, s.learned - 1);
     z[l] = matches ? level[j] * (dl[j] + factor * matches[l]) : level[j] * dl[j];
@@ -116,7 +117,7 @@ void level_scales_forward(const LevelShape& s, const std::int64_t* positions, co
       if (content || s.policy == LevelPolicy::routed) {
         for (std::int64_t h = 0; h < s.heads; ++h) {
           const T* match = content ? matches + (row * s.groups + h * s.groups / s.heads) * s.columns : nullptr;
-          logits(s, level + h * s.levels, in + h * s.levels, match, factor, scratch.data());
+          logits(s, level + h * s.levels, in + h * s.levels, match, scratch.data());
           route(s, positions[row], scratch.data(), to + h * s.columns);
         }
         vec::scale(s.heads * s.columns, factor, to, to);
@@ -171,11 +172,12 @@ void level_scales_backward(const LevelShape& s, const std::int64_t* positions, c
       const T* from = dlevel_scales + row * s.heads * s.columns;
       T* out = ddl + row * ddl_stride;
       if (content || s.policy == LevelPolicy::routed) {
+        const T match_factor = static_cast<T>(s.match_factor);
         if (content) std::fill_n(dmatches + row * s.groups * s.columns, s.groups * s.columns, T(0));
         for (std::int64_t h = 0; h < s.heads; ++h) {
           const std::int64_t at = h * s.levels, match_at = (row * s.groups + h * s.groups / s.heads) * s.columns;
           const T *d = from + h * s.columns, *match = content ? matches + match_at : nullptr;
-          logits(s, level + at, in + at, match, factor, zl);
+          logits(s, level + at, in + at, match, zl);
           route(s, positions[row], zl, p);
           T count = 0, sum = 0;
           const int m = top_level(positions[row]);
@@ -186,9 +188,9 @@ void level_scales_backward(const LevelShape& s, const std::int64_t* positions, c
             if (!live(positions[row], l)) continue;
             const std::int64_t j = std::min(l, n - 1);
             const T dzl = factor * p[l] * (d[l] - sum / count);
-            part_sums[at + j] += dzl * (match ? in[at + j] + factor * match[l] : in[at + j]);
+            part_sums[at + j] += dzl * (match ? in[at + j] + match_factor * match[l] : in[at + j]);
             out[at + j] += dzl * level[at + j];
-            if (match) dmatches[match_at + l] += factor * dzl * level[at + j];
+            if (match) dmatches[match_at + l] += match_factor * dzl * level[at + j];
           }
         }
         continue;

@@ -25,7 +25,7 @@ struct Problem {
       const std::int64_t power = std::int64_t{1} << (n % 13);
       positions.push_back(n < 16 ? n : n % 3 == 0 ? std::min(last, power + n % 5 - 1) : n * 37 % (last + 1));
     }
-    shape = {policy, N, H, L, learned, level_columns(policy, learned, last), 1};
+    shape = {policy, N, H, L, learned, level_columns(policy, learned, last), 1, 1.25};
     dl = Grid<T>(N, H * L, 2), level = Grid<T>(H, L), dscales = Grid<T>(N, H * shape.columns);
     dl.fill(random, -3, 3), level.fill(random, 0.5, 1.5), dscales.fill(random);
     matches = Grid<T>(N, shape.columns).fill(random, -2, 2);
@@ -54,7 +54,7 @@ struct Problem {
   // What content adds.
   double found(std::int64_t n, std::int64_t h, std::int64_t l) const {
     if (shape.policy != LevelPolicy::content) return 0;
-    return static_cast<double>(level(h, std::min(l, shape.learned - 1))) * factor * matches(n, l);
+    return static_cast<double>(level(h, std::min(l, shape.learned - 1))) * shape.match_factor * matches(n, l);
   }
   // The definition in the header, level by level.
   double definition(std::int64_t n, std::int64_t h, std::int64_t l) const {
