@@ -254,10 +254,12 @@ TEST_F(Checkpoint, LevelsMayBeReadInAnotherWay) {
   matched.level_policy = LevelPolicy::content;
   matched.match_width = 3;
   const fs::path with = saved(matched, "matched");
-  const auto content = load_model<float>(with), routed = load_model<float>(with, {.level_policy = "routed", .warn = {}});
+  const auto content = load_model<float>(with),
+             routed = load_model<float>(with, {.level_policy = "routed", .warn = {}});
   EXPECT_EQ(content->config().match_width, 3);
   EXPECT_EQ(routed->config().match_width, 3);
-  EXPECT_EQ(content->parameters().size(), model->parameters().size() + 2 * static_cast<std::size_t>(matched.num_layers));
+  EXPECT_EQ(content->parameters().size(),
+            model->parameters().size() + 2 * static_cast<std::size_t>(matched.num_layers));
   expect_error([&] { load_model<float>(path, {.level_policy = "best", .warn = {}}); }, {"level_policy", "best"});
   expect_error([&] { load_model<float>(path, {.trained_levels = 6, .warn = {}}); }, {"trained_levels", "6"});
   expect_error([&] { load_model<float>(saved(tiny("mamba2"), "base"), {.trained_levels = 2, .warn = {}}); },

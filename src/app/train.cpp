@@ -31,12 +31,16 @@ constexpr int kMaxSkippedInARow = 10;
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 // Settings that decide which model is trained on which sequences: a resumed run must keep them, and those of the task.
-constexpr const char* kFixed[] = {
-    "mixer",          "hidden-size",       "layers",     "heads",     "groups",      "key-width",
-    "value-width",    "kv-heads",          "conv-width", "mlp-width", "levels",      "level-policy", "match-width",
-    "trained-levels", "position-offsets",  "window",     "stride",    "dense-heads", "routed-heads",
-    "sparsity",       "norm-eps",          "rope-theta", "packing",   "seq-len",     "batch-tokens",
-    "seed",           "initializer-range", "accumulate", "task",      "from"};
+constexpr const char* kFixed[] = {"mixer",        "hidden-size",    "layers",
+                                  "heads",        "groups",         "key-width",
+                                  "value-width",  "kv-heads",       "conv-width",
+                                  "mlp-width",    "levels",         "level-policy",
+                                  "match-width",  "trained-levels", "position-offsets",
+                                  "window",       "stride",         "dense-heads",
+                                  "routed-heads", "sparsity",       "norm-eps",
+                                  "rope-theta",   "packing",        "seq-len",
+                                  "batch-tokens", "seed",           "initializer-range",
+                                  "accumulate",   "task",           "from"};
 
 std::vector<std::string> fixed_settings() {
   std::vector<std::string> names(std::begin(kFixed), std::end(kFixed));

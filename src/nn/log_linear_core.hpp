@@ -62,7 +62,10 @@ class LevelScales {
     if (learned_) level_ = store.find(prefix + "L");
     if (match_width_ == 0) return;
     match_proj_ = {store.find(prefix + "match_proj.weight"), 2 * match_width_, config.hidden_size};
-    match_conv_ = {2 * match_width_, config.conv_width, store.find(prefix + "match_conv1d.weight"), {},
+    match_conv_ = {2 * match_width_,
+                   config.conv_width,
+                   store.find(prefix + "match_conv1d.weight"),
+                   {},
                    &LayerState<T>::match_conv};
   }
 
@@ -83,7 +86,8 @@ class LevelScales {
       if (match_width_ == 0) {
         shape_.groups = q.shape[2];
         shape_.match_factor = static_cast<double>(factor_);
-        match(pass, {static_cast<const T*>(q.data), q.stride[1], static_cast<const T*>(k.data), k.stride[1], q.shape[3]});
+        match(pass,
+              {static_cast<const T*>(q.data), q.stride[1], static_cast<const T*>(k.data), k.stride[1], q.shape[3]});
       } else {
         shape_.groups = 1;
         projected_ = pass.keep->template take<T>(pass.tokens * match_proj_.out);
@@ -104,9 +108,9 @@ class LevelScales {
     return Tensor(pass.scratch->template take<T>(pass.tokens * heads_ * columns), {1, pass.tokens, heads_, columns});
   }
 
-  // Writes ddl. What states were matched by gets its gradient too: the operator's queries and keys, added to args.dq and
-  // args.dk, which it has written, or the layer's own: then dx (N, D) is written and true returned, for the mixer to add
-  // the rest to.
+  // Writes ddl. What states were matched by gets its gradient too: the operator's queries and keys, added to args.dq
+  // and args.dk, which it has written, or the layer's own: then dx (N, D) is written and true returned, for the mixer
+  // to add the rest to.
   bool backward(const Pass<T>& pass, const T* x, const T* dl, std::int64_t stride, const log_linear::BackwardArgs& args,
                 T* ddl, std::int64_t ddl_stride, T* dx) const {
     if (!learned_) return false;
