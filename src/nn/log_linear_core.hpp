@@ -83,19 +83,11 @@ class LevelScales {
     }
     shape_ = {policy_, pass.tokens, heads_, levels_, trained_, level_columns(policy_, trained_, last)};
     if (policy_ == LevelPolicy::content) {
-      if (match_width_ == 0) {
-        shape_.groups = q.shape[2];
-        shape_.match_factor = static_cast<double>(factor_);
-        match(pass,
-              {static_cast<const T*>(q.data), q.stride[1], static_cast<const T*>(k.data), k.stride[1], q.shape[3]});
-      } else {
-        shape_.groups = 1;
-        projected_ = pass.keep->template take<T>(pass.tokens * match_proj_.out);
-        qk_ = pass.keep->template take<T>(pass.tokens * match_proj_.out);
-        match_proj_.forward(pass.tokens, x, T{0}, projected_, pass.threads);
-        match_conv_.forward(pass, projected_, match_proj_.out, qk_);
-        match(pass, own());
-      }
+      const bool own = match_width_ > 0;
+      shape_.groups = own ? 1 : q.shape[2];
+      shape_.match_factor = own ? 1 : static_cast<double>(factor_);
+      if (own) project(pass, x);
+      match(pass, own ? own_keys() : keys_of(q, k));
     }
     T* scales = pass.keep->template take<T>(pass.tokens * heads_ * shape_.columns);
     level_scales_forward<T>(shape_, positions_, dl, stride, level_.value, matches_, factor_, scales, pass.threads);
@@ -122,9 +114,7 @@ class LevelScales {
                              pass.threads);
     if (!content) return false;
     if (match_width_ == 0) {
-      const Matched with{static_cast<const T*>(args.q.data), args.q.stride[1], static_cast<const T*>(args.k.data),
-                         args.k.stride[1], args.q.shape[3]};
-      match_backward(pass, with, dmatches, static_cast<T*>(args.dq.data), args.dq.stride[1],
+      match_backward(pass, keys_of(args.q, args.k), dmatches, static_cast<T*>(args.dq.data), args.dq.stride[1],
                      static_cast<T*>(args.dk.data), args.dk.stride[1]);
       return false;
     }
@@ -132,7 +122,7 @@ class LevelScales {
     T* dqk = pass.scratch->template take<T>(pass.tokens * R);
     T* dprojected = pass.scratch->template take<T>(pass.tokens * R);
     std::fill_n(dqk, pass.tokens * R, T{0});
-    match_backward(pass, own(), dmatches, dqk, R, dqk + match_width_, R);
+    match_backward(pass, own_keys(), dmatches, dqk, R, dqk + match_width_, R);
     match_conv_.backward(pass, projected_, R, dqk, dprojected, R);
     match_proj_.backward_weight(pass.tokens, x, dprojected, pass.threads);
     match_proj_.backward_input(pass.tokens, dprojected, dx, pass.threads);
@@ -147,7 +137,16 @@ class LevelScales {
     const T* k;
     std::int64_t k_stride, width;
   };
-  Matched own() const { return {qk_, match_proj_.out, qk_ + match_width_, match_proj_.out, match_width_}; }
+  static Matched keys_of(const ConstTensor& q, const ConstTensor& k) {
+    return {static_cast<const T*>(q.data), q.stride[1], static_cast<const T*>(k.data), k.stride[1], q.shape[3]};
+  }
+  Matched own_keys() const { return {qk_, match_proj_.out, qk_ + match_width_, match_proj_.out, match_width_}; }
+  void project(const Pass<T>& pass, const T* x) {
+    projected_ = pass.keep->template take<T>(pass.tokens * match_proj_.out);
+    qk_ = pass.keep->template take<T>(pass.tokens * match_proj_.out);
+    match_proj_.forward(pass.tokens, x, T{0}, projected_, pass.threads);
+    match_conv_.forward(pass, projected_, match_proj_.out, qk_);
+  }
 
   MatchShape match_shape(const Pass<T>& pass, std::int64_t width) const {
     return {pass.cu_seqlens, shape_.groups, width, shape_.columns};
