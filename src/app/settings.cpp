@@ -122,8 +122,9 @@ void apply_settings(TrainSettings& settings, const nlohmann::json& json, const s
 
 void apply_stored_settings(TrainSettings& settings, const nlohmann::json& json, const std::string& source) {
   apply_settings(settings, json, source);
+  if (!settings.from.empty()) return;  // whose config.json says all that follows
   if (!json.contains("match-width")) settings.match_width = 0;
-  if (json.contains("level-policy") || !settings.from.empty()) return;
+  if (json.contains("level-policy")) return;
   settings.level_policy = "share";
   settings.trained_levels = settings.levels;
   settings.scales_lr = 1;
