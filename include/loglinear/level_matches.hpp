@@ -52,4 +52,18 @@ void level_matches_backward(const MatchShape& shape, const T* q, std::int64_t q_
                             std::int64_t k_stride, std::span<const KeySums<T>> initial, const T* dmatches, T* dq,
                             std::int64_t dq_stride, T* dk, std::int64_t dk_stride, int threads = 0);
 
+// Takes out of the matches what all keys have in common: the mean key of the tokens up to n is subtracted from every
+// key,
+//
+//   matches[n, g, l] - w[l] (sum over the levels j of n of w[j] matches[n, g, j]),   w[l] = sqrt(tokens of l / (t + 1))
+//
+// Otherwise the product of q and that mean, times the root of the number of tokens, makes a level match the more the
+// larger it is, whatever is in it. w has unit length, so this is a projection and its own adjoint: it turns the
+// gradient of what it writes into that of what it read, too.
+//   positions (rows), each 0 to 2^62   matches (rows, groups, columns), rewritten; levels that a token does not have
+//   are left alone. Throws Error when columns is not above bit_width of every position.
+template <class T>
+void center_matches(std::int64_t rows, std::int64_t groups, std::int64_t columns, const std::int64_t* positions,
+                    T* matches, int threads = 0);
+
 }  // namespace loglinear

@@ -88,6 +88,7 @@ class LevelScales {
       shape_.match_factor = own ? 1 : static_cast<double>(factor_);
       if (own) project(pass, x);
       match(pass, own ? own_keys() : keys_of(q, k));
+      if (own) center(pass, matches_);
     }
     T* scales = pass.keep->template take<T>(pass.tokens * heads_ * shape_.columns);
     level_scales_forward<T>(shape_, positions_, dl, stride, level_.value, matches_, factor_, scales, pass.threads);
@@ -122,6 +123,7 @@ class LevelScales {
     T* dqk = pass.scratch->template take<T>(pass.tokens * R);
     T* dprojected = pass.scratch->template take<T>(pass.tokens * R);
     std::fill_n(dqk, pass.tokens * R, T{0});
+    center(pass, dmatches);
     match_backward(pass, own_keys(), dmatches, dqk, R, dqk + match_width_, R);
     match_conv_.backward(pass, projected_, R, dqk, dprojected, R);
     match_proj_.backward_weight(pass.tokens, x, dprojected, pass.threads);
@@ -163,6 +165,10 @@ class LevelScales {
     const std::span<KeySums<T>> state = pass.state ? std::span(&pass.state->key_sums, 1) : std::span<KeySums<T>>();
     level_matches_forward<T>(match_shape(pass, m.width), m.q, m.q_stride, m.k, m.k_stride,
                              pass.state ? state : std::span(begun), matches_, state, pass.threads);
+  }
+  // Own keys are centred; the gradient goes through the same projection.
+  void center(const Pass<T>& pass, T* matches) const {
+    center_matches<T>(pass.tokens, shape_.groups, shape_.columns, positions_, matches, pass.threads);
   }
   // Adds to dq and dk.
   void match_backward(const Pass<T>& pass, const Matched& m, const T* dmatches, T* dq, std::int64_t dq_stride, T* dk,

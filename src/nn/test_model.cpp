@@ -138,11 +138,16 @@ class Definition {
     const std::int64_t at = t + offset_, level = bits(at ^ (s + offset_)), top = bits(at), last = c_.trained_levels - 1;
     const auto z = [&](std::int64_t l) {
       const std::int64_t j = head * c_.num_levels + std::min(l, last);
-      double matches = 0;
-      for (std::int64_t r = 0; r <= t && c_.level_policy == LevelPolicy::content; ++r)
-        if (bits(at ^ (r + offset_)) == l) matches += match(r);
+      double matches = 0, all = 0;
+      for (std::int64_t r = 0; r <= t && c_.level_policy == LevelPolicy::content; ++r) {
+        const double one = match(r);
+        all += one;
+        if (bits(at ^ (r + offset_)) == l) matches += one;
+      }
       // The block may have begun before the sequence: its size is that of the level.
       const double tokens = l == 0 ? 1 : std::exp2(static_cast<double>(l - 1));
+      // Keys of the layer's own less their mean.
+      if (c_.match_width > 0) matches -= tokens * all / static_cast<double>(at + 1);
       return values(prefix + "L")[j] * (dl[j] + matches / std::sqrt(tokens));
     };
     if (c_.level_policy == LevelPolicy::share) return factor * softplus(z(level));

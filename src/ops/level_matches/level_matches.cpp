@@ -173,12 +173,47 @@ void level_matches_backward(const MatchShape& s, const T* q, std::int64_t q_stri
   });
 }
 
+template <class T>
+void center_matches(std::int64_t rows, std::int64_t groups, std::int64_t columns, const std::int64_t* positions,
+                    T* matches, int threads) {
+  const TimedOperator timed("level_matches");
+  constexpr const char* where = "level_matches.center";
+  check_sizes(where, {rows, groups, columns});
+  check_array(where, "positions", rows, positions);
+  check_array(where, "matches", rows, matches);
+  for (std::int64_t n = 0; n < rows; ++n) {
+    if (positions[n] < 0 || positions[n] > kFarthest) fail(where, "position: got {}, need 0 to 2^62", positions[n]);
+    if (bit_count(positions[n]) >= columns)
+      fail(where, "columns: got {}, position {} has more levels", columns, positions[n]);
+  }
+  for_row_blocks(rows, groups * columns, threads, [&](std::int64_t begin, std::int64_t end) {
+    T w[64];
+    for (std::int64_t n = begin; n < end; ++n) {
+      const std::int64_t t = positions[n];
+      const int top = bit_count(t);
+      const auto live = [&](int l) { return l == 0 || (t >> (l - 1) & 1) != 0; };
+      for (int l = 0; l <= top; ++l)
+        w[l] = live(l) ? static_cast<T>(std::sqrt(std::ldexp(1.0, std::max(l - 1, 0)) / (static_cast<double>(t) + 1)))
+                       : T(0);
+      for (std::int64_t g = 0; g < groups; ++g) {
+        T* m = matches + (n * groups + g) * columns;
+        T along = 0;
+        for (int l = 0; l <= top; ++l)
+          if (live(l)) along += w[l] * m[l];
+        for (int l = 0; l <= top; ++l)
+          if (live(l)) m[l] -= w[l] * along;
+      }
+    }
+  });
+}
+
 #define LOGLINEAR_LEVEL_MATCHES(T)                                                                                \
   template void level_matches_forward(const MatchShape&, const T*, std::int64_t, const T*, std::int64_t,          \
                                       std::span<const KeySums<T>>, T*, std::span<KeySums<T>>, int);               \
   template void level_matches_backward(const MatchShape&, const T*, std::int64_t, const T*, std::int64_t,         \
                                        std::span<const KeySums<T>>, const T*, T*, std::int64_t, T*, std::int64_t, \
-                                       int);
+                                       int);                                                                      \
+  template void center_matches(std::int64_t, std::int64_t, std::int64_t, const std::int64_t*, T*, int);
 LOGLINEAR_LEVEL_MATCHES(float)
 LOGLINEAR_LEVEL_MATCHES(double)
 #undef LOGLINEAR_LEVEL_MATCHES

@@ -170,5 +170,60 @@ TEST(LevelMatches, Errors) {
   EXPECT_NO_THROW(forward({cu, 2, 3, 4}, {{4, {}}}, 6, 1));
 }
 
+// Centred, the matches are those of keys less their mean; what all keys have in common changes nothing any more.
+TEST(CenterMatches, TakesTheMeanKeyAway) {
+  const Problem<double> p({0, 1, 38, 150}, 2, 5);
+  std::vector<std::int64_t> positions;
+  for (std::size_t n = 0; n + 1 < p.cu.size(); ++n)
+    for (std::int64_t t = p.cu[n]; t < p.cu[n + 1]; ++t) positions.push_back(t - p.cu[n]);
+  Grid<double> out = p.forward();
+  center_matches(p.N, p.G, p.columns, positions.data(), out.ptr());
+  for (std::size_t n = 0; n + 1 < p.cu.size(); ++n)
+    for (std::int64_t t = p.cu[n]; t < p.cu[n + 1]; ++t)
+      for (std::int64_t g = 0; g < p.G; ++g) {
+        std::vector<double> sums(static_cast<std::size_t>(p.columns)), sizes(sums), mean(static_cast<std::size_t>(p.K));
+        const std::int64_t tokens = t - p.cu[n] + 1;
+        for (std::int64_t s = p.cu[n]; s <= t; ++s)
+          for (std::int64_t i = 0; i < p.K; ++i) mean[i] += p.k(s, g * p.K + i) / static_cast<double>(tokens);
+        for (std::int64_t s = p.cu[n]; s <= t; ++s) {
+          const std::int64_t level = bits((t - p.cu[n]) ^ (s - p.cu[n]));
+          sizes[level] += 1;
+          for (std::int64_t i = 0; i < p.K; ++i) sums[level] += p.q(t, g * p.K + i) * (p.k(s, g * p.K + i) - mean[i]);
+        }
+        for (std::int64_t l = 0; l < p.columns; ++l)
+          EXPECT_NEAR(out(t, g * p.columns + l), sizes[l] == 0 ? 0 : sums[l] / std::sqrt(sizes[l]), 1e-12)
+              << t << " " << l;
+      }
+}
+
+TEST(CenterMatches, IsItsOwnAdjointForAnyPositionAndNumberOfThreads) {
+  const std::vector<std::int64_t> positions = {
+      0, 1, 2, 63, 64, 100, (std::int64_t{1} << 40) + 5, (std::int64_t{1} << 61) - 1};
+  const std::int64_t N = static_cast<std::int64_t>(positions.size()), G = 3, columns = 63;
+  Random random(5, 1);
+  Grid<double> x(N, G * columns), y(N, G * columns);
+  x.fill(random), y.fill(random);
+  for (std::int64_t n = 0; n < N; ++n)  // as matches and their gradients are: nothing where there is no level
+    for (std::int64_t c = 0; c < G * columns; ++c) {
+      const std::int64_t l = c % columns;
+      if (l > 0 && (positions[n] >> (l - 1) & 1) == 0) x(n, c) = y(n, c) = 0;
+    }
+  Grid<double> px = x, py = y;
+  center_matches(N, G, columns, positions.data(), px.ptr(), 1);
+  center_matches(N, G, columns, positions.data(), py.ptr(), 3);
+  for (std::int64_t n = 0; n < N; ++n) {
+    double left = 0, right = 0;
+    for (std::int64_t c = 0; c < G * columns; ++c) left += px(n, c) * y(n, c), right += x(n, c) * py(n, c);
+    EXPECT_NEAR(left, right, 1e-12) << n;
+  }
+  Grid<double> again = px;
+  center_matches(N, G, columns, positions.data(), again.ptr(), 5);
+  for (std::int64_t n = 0; n < N; ++n)
+    for (std::int64_t c = 0; c < G * columns; ++c) EXPECT_NEAR(again(n, c), px(n, c), 1e-12);
+  expect_error([&] { center_matches<double>(N, G, 20, positions.data(), px.ptr()); }, "more levels");
+  const std::int64_t negative = -1;
+  expect_error([&] { center_matches<double>(1, 1, 4, &negative, px.ptr()); }, "position: got -1");
+}
+
 }  // namespace
 }  // namespace loglinear::testing
