@@ -184,6 +184,18 @@ TEST_F(Train, CheckpointsWithAFamilyResume) {
   EXPECT_NE(error_of([&] { train(s); }, Error::Kind::usage).find("--mixer"), std::string::npos);
 }
 
+// How the training of s goes on if its newest checkpoint was made before there were these settings.
+TrainSettings resume_without(const std::vector<std::string>& keys, const TrainSettings& s) {
+  const auto checkpoint = newest_checkpoint(s.out, {});
+  json trainer = checkpoint->trainer;
+  for (const std::string& key : keys) trainer.at("settings").erase(key);
+  nn::Model<float> model(model_config(s));
+  Moments moments;
+  load_checkpoint(*checkpoint, model, moments);
+  save_checkpoint(s.out, model, moments, trainer);
+  return resolve_settings({{"resume", true}, {"out", s.out}}, "");
+}
+
 // Before layers had queries and keys of their own to match states by, those of the mixer served.
 TEST_F(Train, CheckpointsWithoutAMatchWidthGoOnAsTheyWere) {
   TrainSettings s = settings("a");
@@ -205,14 +217,7 @@ TEST_F(Train, CheckpointsWithoutAMatchWidthGoOnAsTheyWere) {
   TrainSettings other = s;
   other.out = settings("b").out;
   train(other, stop_after(4));
-  const auto checkpoint = newest_checkpoint(other.out, {});
-  json trainer = checkpoint->trainer;
-  trainer.at("settings").erase("match-width");
-  nn::Model<float> model(model_config(s));
-  Moments moments;
-  load_checkpoint(*checkpoint, model, moments);
-  save_checkpoint(other.out, model, moments, trainer);
-  const TrainSettings resumed = resolve_settings({{"resume", true}, {"out", other.out}}, "");
+  const TrainSettings resumed = resume_without({"match-width"}, other);
   EXPECT_EQ(resumed.match_width, 0);
   train(resumed);
   EXPECT_TRUE(weights("a", 12) == weights("b", 12));
@@ -229,16 +234,10 @@ TEST_F(Train, CheckpointsWithoutALevelPolicyGoOnAsTheyWere) {
   TrainSettings other = s;
   other.out = settings("b").out;
   train(other, stop_after(4));
-  const auto checkpoint = newest_checkpoint(other.out, {});
-  json trainer = checkpoint->trainer;
-  for (const char* key : {"level-policy", "trained-levels", "position-offsets", "scales-lr"})
-    trainer.at("settings").erase(key);
-  nn::Model<float> model(model_config(s));
-  Moments moments;
-  load_checkpoint(*checkpoint, model, moments);
-  save_checkpoint(other.out, model, moments, trainer);
-  const TrainSettings resumed = resolve_settings({{"resume", true}, {"out", other.out}}, "");
+  const TrainSettings resumed =
+      resume_without({"level-policy", "trained-levels", "position-offsets", "scales-lr", "match-width"}, other);
   EXPECT_EQ(resumed.level_policy, "share");
+  EXPECT_EQ(resumed.match_width, 0);
   EXPECT_EQ(resumed.trained_levels, s.levels);
   EXPECT_EQ(training_settings(other.out)->scales_lr, 1);
   train(resumed);

@@ -3,31 +3,19 @@
 
 #include <hwy/aligned_allocator.h>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
 #include <cstddef>
 #include <map>
 #include <memory>
 #include <vector>
 
+#include "base/large_pages.hpp"
+
 namespace loglinear {
 
 // A matrix that its holders share; the last one gives it back to the pool of its thread.
 template <class T>
 using Matrix = std::shared_ptr<T>;
-
-// Memory that is new to the process costs a fault a page, which for a scratch buffer of many MiB is as much as some of
-// the work on it: in large pages where the system has them. Advice, so it may fail.
-inline void advise_large_pages([[maybe_unused]] void* memory, [[maybe_unused]] std::size_t bytes) {
-#if defined(__linux__)
-  constexpr std::size_t kPage = std::size_t{2} << 20;
-  if (bytes >= 4 * kPage && std::align(kPage, kPage, memory, bytes))
-    ::madvise(memory, bytes / kPage * kPage, MADV_HUGEPAGE);
-#endif
-}
 
 // What a thread keeps of its scratch memory for its next call.
 inline constexpr std::size_t kKeepBytes = std::size_t{64} << 20;

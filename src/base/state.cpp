@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "base/error.hpp"
-#include "base/pool.hpp"
+#include "base/large_pages.hpp"
 #include "base/state_access.hpp"
 
 namespace loglinear {

@@ -3,11 +3,11 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
+#include <utility>
 #include <vector>
 
 #include "base/error.hpp"
+#include "base/large_pages.hpp"
 
 namespace loglinear::nn {
 
@@ -33,11 +33,8 @@ class Arena {
 
  private:
   static constexpr std::size_t kAlign = 64, kFirst = std::size_t{1} << 20, kMaxBytes = std::size_t{1} << 60;
-  struct Free {
-    void operator()(std::byte* p) const { std::free(p); }
-  };
   struct Block {
-    std::unique_ptr<std::byte, Free> data;
+    LargeArray<std::byte> data;
     std::size_t size = 0;
   };
 
@@ -59,7 +56,7 @@ class Arena {
   }
 
   void add_block(std::size_t bytes) {
-    std::unique_ptr<std::byte, Free> data(static_cast<std::byte*>(std::aligned_alloc(kAlign, bytes)));
+    LargeArray<std::byte> data = new_large_array<std::byte>(bytes);
     if (!data) fail("model", "out of memory: {} bytes for activations", bytes);
     blocks_.push_back({std::move(data), bytes});
   }

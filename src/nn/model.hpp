@@ -38,8 +38,9 @@ struct ModelConfig {
   // of them, which with `share` is the published model.
   std::int64_t trained_levels = 0;
   LevelPolicy level_policy = LevelPolicy::share;
-  // Width of a query and a key that a layer has for `content` to match states by, apart from those of the operator; 0:
-  // those of the operator. Other policies leave them unused.
+  // Width of a query and a key that a layer has for `content` to match states by, apart from those of the operator, and
+  // less the mean of all keys so far (loglinear/level_matches.hpp, center_matches); 0: those of the operator, as they
+  // are. Other policies leave them unused.
   std::int64_t match_width = 0;
   bool unit_scales = false;  // a base checkpoint loaded as a log-linear model: every level scale is one, no dl, no L
 

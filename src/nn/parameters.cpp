@@ -109,7 +109,7 @@ ParameterStore<T>::ParameterStore(const ModelConfig& config) : specs_(parameter_
   padded_ = (padded_ + kPad - 1) / kPad * kPad;
   const std::size_t bytes = static_cast<std::size_t>(padded_) * sizeof(T);
   for (auto* block : {&values_, &grads_}) {
-    block->reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
+    *block = new_large_array<T>(static_cast<std::size_t>(padded_));
     if (!*block) fail("model", "out of memory: {} bytes for {} parameters", bytes, count_);
     std::memset(static_cast<void*>(block->get()), 0, bytes);
   }

@@ -1,12 +1,11 @@
 #pragma once
 // The parameters of a model: their list, their memory, their first values.
 
-#include <cstdlib>
 #include <map>
-#include <memory>
 #include <string>
 #include <vector>
 
+#include "base/large_pages.hpp"
 #include "nn/families.hpp"
 #include "nn/model.hpp"
 
@@ -79,13 +78,10 @@ class ParameterStore {
   void zero_grad();
 
  private:
-  struct Free {
-    void operator()(T* p) const { std::free(p); }
-  };
   std::vector<ParameterSpec> specs_;
   std::vector<Parameter<T>> list_;
   std::map<std::string, Weight<T>> by_name_;
-  std::unique_ptr<T, Free> values_, grads_;
+  LargeArray<T> values_, grads_;
   std::int64_t count_ = 0, padded_ = 0;
 };
 
