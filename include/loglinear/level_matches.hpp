@@ -11,9 +11,9 @@
 // decayed: a decay would have to be that of a head, and the states do theirs themselves. About K (2 + popcount(t))
 // multiply-adds a token and group.
 //
-// Source: this library's (docs/algorithm.md, 8.1). Dtype: T is float or double for everything. One sequence of one
-// group is the work of one thread; same bits for any number of threads and for any cut of a sequence into calls. Throws
-// Error before anything is written.
+// Source: this library's (docs/algorithm.md, 8.1). Dtype: T is float or double for everything. Parallel over sequences,
+// groups and 1024 tokens at a time; same bits for any number of threads, forward also for any cut of a sequence into
+// calls. Throws Error before anything is written.
 
 #include <cstdint>
 #include <span>

@@ -1,6 +1,7 @@
 #pragma once
-// Memory of many MiB in large pages, where the system has them: a page that is new to the process costs a fault, and one
-// that was not used of late a walk through tables, which rows of a tensor that lie in a page each pay for again and again.
+// Memory of many MiB in large pages, where the system has them: a page that is new to the process costs a fault, and
+// one that was not used of late a walk through tables, which rows of a tensor that lie in a page each pay for again and
+// again.
 
 #if defined(__linux__)
 #include <sys/mman.h>

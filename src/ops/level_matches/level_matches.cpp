@@ -48,28 +48,18 @@ void check(const char* where, const MatchShape& s, const T* q, std::int64_t q_st
   }
 }
 
-// One sequence of one group.
+// Sequences are cut where positions are multiples of this, by position alone, so that bits do not depend on threads.
+constexpr int kSpanBit = 10;
+constexpr std::int64_t kSpan = std::int64_t{1} << kSpanBit;
+
+// Tokens between two cuts of one sequence of one group, and the sums of keys before them: a binary counter.
 template <class T>
-struct Stream {
+struct Span {
+  std::int64_t stream;      // sequence * G + group
   std::int64_t begin, end;  // rows
   std::int64_t position;    // of the first
   std::int64_t group, K;    // K: key width
   std::vector<T> sums;      // (columns, K)
-
-  Stream(const MatchShape& s, std::span<const KeySums<T>> initial, std::int64_t index)
-      : begin(s.cu_seqlens[index / s.groups]),
-        end(s.cu_seqlens[index / s.groups + 1]),
-        position(0),
-        group(index % s.groups),
-        K(s.key_width),
-        sums(static_cast<std::size_t>(s.columns * K)) {
-    if (initial.empty()) return;
-    const KeySums<T>& from = initial[index / s.groups];
-    position = from.position;
-    if (from.sums.empty()) return;
-    for (int b = 0; b < bit_count(position); ++b)
-      std::copy_n(from.sums.data() + (b * s.groups + group) * K, K, sums.data() + b * K);
-  }
 
   // Calls body(bit, sum of that bit) for the blocks of a token at `at`.
   template <class Body>
@@ -92,6 +82,50 @@ struct Stream {
   }
 };
 
+// All spans, those of a stream one after the other, one at least for each, with the sums before them.
+template <class T>
+std::vector<Span<T>> make_spans(const MatchShape& s, const T* k, std::int64_t k_stride,
+                                std::span<const KeySums<T>> initial, int threads) {
+  const std::int64_t K = s.key_width;
+  std::vector<Span<T>> spans;
+  for (std::int64_t stream = 0; stream < (static_cast<std::int64_t>(s.cu_seqlens.size()) - 1) * s.groups; ++stream) {
+    const std::int64_t n = stream / s.groups, group = stream % s.groups, last = s.cu_seqlens[n + 1];
+    std::int64_t begin = s.cu_seqlens[n], position = initial.empty() ? 0 : initial[n].position;
+    std::vector<T> sums(static_cast<std::size_t>(s.columns * K));
+    if (!initial.empty() && !initial[n].sums.empty())
+      for (int b = 0; b < bit_count(position); ++b)
+        std::copy_n(initial[n].sums.data() + (b * s.groups + group) * K, K, sums.data() + b * K);
+    do {
+      const std::int64_t end = std::min(last, begin + kSpan - position % kSpan);
+      spans.push_back({stream, begin, end, position, group, K, std::move(sums)});
+      sums.assign(static_cast<std::size_t>(s.columns * K), T(0));
+      position += end - begin, begin = end;
+    } while (begin < last);
+  }
+  const auto next_of = [&](std::size_t i) {
+    return i + 1 < spans.size() && spans[i + 1].stream == spans[i].stream ? &spans[i + 1] : nullptr;
+  };
+  // Where the first span of a stream leads to; of the others, which begin with no smaller blocks, what they add to it.
+  parallel_for(static_cast<std::int64_t>(spans.size()), threads, [&](std::int64_t i) {
+    Span<T>*const next = next_of(static_cast<std::size_t>(i)), &span = spans[static_cast<std::size_t>(i)];
+    if (!next) return;
+    if (i == 0 || spans[static_cast<std::size_t>(i) - 1].stream != span.stream) next->sums = span.sums;
+    for (std::int64_t row = span.begin; row < span.end; ++row)
+      next->append(span.position + row - span.begin, k + row * k_stride + span.group * K);
+  });
+  for (std::size_t i = 1; i < spans.size(); ++i) {
+    Span<T>* const next = next_of(i);
+    if (!next || spans[i - 1].stream != spans[i].stream) continue;
+    const int to = carried_to(next->position - 1);
+    for (int b = kSpanBit; b < s.columns; ++b) {
+      const T* before = spans[i].sums.data() + b * K;
+      if (b < to) vec::add_scaled(K, T(1), before, next->sums.data() + to * K);
+      if (b > to) std::copy_n(before, K, next->sums.data() + b * K);
+    }
+  }
+  return spans;
+}
+
 }  // namespace
 
 template <class T>
@@ -110,21 +144,22 @@ void level_matches_forward(const MatchShape& s, const T* q, std::int64_t q_strid
     const std::int64_t position = (initial.empty() ? 0 : initial[n].position) + s.cu_seqlens[n + 1] - s.cu_seqlens[n];
     last[n].resize(static_cast<std::size_t>(bit_count(position) * s.groups * s.key_width));
   }
-  parallel_for(sequences * s.groups, threads, [&](std::int64_t index) {
-    Stream<T> stream(s, initial, index);
-    const std::int64_t K = stream.K, G = s.groups, g = stream.group;
-    std::int64_t at = stream.position;
-    for (std::int64_t row = stream.begin; row < stream.end; ++row, ++at) {
+  std::vector<Span<T>> spans = make_spans(s, k, k_stride, initial, threads);
+  parallel_for(static_cast<std::int64_t>(spans.size()), threads, [&](std::int64_t i) {
+    Span<T>& span = spans[static_cast<std::size_t>(i)];
+    const std::int64_t K = span.K, G = s.groups, g = span.group, n = span.stream / G;
+    std::int64_t at = span.position;
+    for (std::int64_t row = span.begin; row < span.end; ++row, ++at) {
       const T *query = q + row * q_stride + g * K, *key = k + row * k_stride + g * K;
       T* to = matches + (row * G + g) * s.columns;
       std::fill_n(to, s.columns, T(0));
       to[0] = vec::dot(K, query, key);
-      stream.for_blocks(at, [&](int b, const T* sum) { to[b + 1] = noise_weight<T>(b) * vec::dot(K, query, sum); });
-      stream.append(at, key);
+      span.for_blocks(at, [&](int b, const T* sum) { to[b + 1] = noise_weight<T>(b) * vec::dot(K, query, sum); });
+      span.append(at, key);
     }
-    if (final.empty()) return;
-    std::vector<T>& to = last[static_cast<std::size_t>(index / G)];
-    for (int b = 0; b < bit_count(at); ++b) std::copy_n(stream.sums.data() + b * K, K, to.data() + (b * G + g) * K);
+    if (final.empty() || span.end < s.cu_seqlens[n + 1]) return;
+    std::vector<T>& to = last[static_cast<std::size_t>(n)];
+    for (int b = 0; b < bit_count(at); ++b) std::copy_n(span.sums.data() + b * K, K, to.data() + (b * G + g) * K);
   });
   for (std::size_t n = 0; n < final.size(); ++n) {
     const std::int64_t begin = initial.empty() ? 0 : initial[n].position;
@@ -140,35 +175,66 @@ void level_matches_backward(const MatchShape& s, const T* q, std::int64_t q_stri
   const TimedOperator timed("level_matches");
   constexpr const char* where = "level_matches.backward";
   check(where, s, q, q_stride, k, k_stride, initial);
-  const std::int64_t N = s.cu_seqlens.back(), sequences = static_cast<std::int64_t>(s.cu_seqlens.size()) - 1;
+  const std::int64_t N = s.cu_seqlens.back();
   check_rows(where, "dmatches", N, s.groups * s.columns, dmatches, s.groups * s.columns);
   check_rows(where, "dq", N, s.groups * s.key_width, dq, dq_stride);
   check_rows(where, "dk", N, s.groups * s.key_width, dk, dk_stride);
-  parallel_for(sequences * s.groups, threads, [&](std::int64_t index) {
-    Stream<T> stream(s, initial, index);
-    const std::int64_t K = stream.K, G = s.groups, g = stream.group;
-    const auto gradient = [&](std::int64_t row) { return dmatches + (row * G + g) * s.columns; };
-    // Forwards for dq, with the sums as forward had them.
-    std::int64_t at = stream.position;
-    for (std::int64_t row = stream.begin; row < stream.end; ++row, ++at) {
-      const T *d = gradient(row), *key = k + row * k_stride + g * K;
-      T* to = dq + row * dq_stride + g * K;
+  const std::int64_t K = s.key_width, G = s.groups;
+  std::vector<Span<T>> spans = make_spans(s, k, k_stride, initial, threads);
+  const auto count = static_cast<std::int64_t>(spans.size());
+  const auto gradient = [&](std::int64_t row, std::int64_t g) { return dmatches + (row * G + g) * s.columns; };
+  // Forwards for dq, with the sums as forward had them; and the gradients in the sums of blocks that are older than the
+  // span, which stay the same in it.
+  std::vector<std::vector<T>> older(spans.size());  // (columns, K)
+  parallel_for(count, threads, [&](std::int64_t i) {
+    Span<T>& span = spans[static_cast<std::size_t>(i)];
+    std::vector<T>& dsums = older[static_cast<std::size_t>(i)];
+    dsums.resize(span.sums.size());
+    std::int64_t at = span.position;
+    for (std::int64_t row = span.begin; row < span.end; ++row, ++at) {
+      const T *d = gradient(row, span.group), *key = k + row * k_stride + span.group * K,
+              *query = q + row * q_stride + span.group * K;
+      T* to = dq + row * dq_stride + span.group * K;
       vec::add_scaled(K, d[0], key, to);
-      stream.for_blocks(at, [&](int b, const T* sum) { vec::add_scaled(K, noise_weight<T>(b) * d[b + 1], sum, to); });
-      stream.append(at, key);
+      span.for_blocks(at, [&](int b, const T* sum) {
+        const T weight = noise_weight<T>(b) * d[b + 1];
+        vec::add_scaled(K, weight, sum, to);
+        if (b >= kSpanBit) vec::add_scaled(K, weight, query, dsums.data() + b * K);
+      });
+      span.append(at, key);
     }
-    // Backwards for dk: the sums now hold the gradients of the sums. A block's gradient is that of the blocks it was
-    // made of, and, when it was a single token, of its key.
-    std::fill(stream.sums.begin(), stream.sums.end(), T(0));
-    for (std::int64_t row = stream.end - 1; row >= stream.begin; --row) {
-      --at;
-      const T *d = gradient(row), *query = q + row * q_stride + g * K;
-      T *to = dk + row * dk_stride + g * K, *merged = stream.sums.data() + carried_to(at) * K;
+  });
+  // Backwards from span to span: the sums now hold gradients, those of the sums after a span, which are those of the
+  // blocks that they were made of.
+  for (std::int64_t i = count - 1; i >= 0; --i) {
+    Span<T>& span = spans[static_cast<std::size_t>(i)];
+    std::fill(span.sums.begin(), span.sums.end(), T(0));
+    if (i + 1 == count || spans[static_cast<std::size_t>(i) + 1].stream != span.stream) continue;
+    const Span<T>& next = spans[static_cast<std::size_t>(i) + 1];
+    const std::vector<T>& reads = older[static_cast<std::size_t>(i) + 1];  // of next
+    const int merged = next.end - next.begin == kSpan ? carried_to(next.position + kSpan - 1) : 0;
+    for (int b = kSpanBit; b < s.columns; ++b) {
+      T* to = span.sums.data() + b * K;
+      // A block that next has merged has the gradient of what it became a part of, the others still their own.
+      if (next.position >> b & 1) std::copy_n(next.sums.data() + (b < merged ? merged : b) * K, K, to);
+      vec::add_scaled(K, T(1), reads.data() + b * K, to);
+    }
+  }
+  // Backwards inside, for dk: a block's gradient is that of the blocks it was made of, and, when it was a single token,
+  // of its key.
+  parallel_for(count, threads, [&](std::int64_t i) {
+    Span<T>& span = spans[static_cast<std::size_t>(i)];
+    for (std::int64_t row = span.end - 1; row >= span.begin; --row) {
+      const std::int64_t at = span.position + row - span.begin;
+      const T *d = gradient(row, span.group), *query = q + row * q_stride + span.group * K;
+      T *to = dk + row * dk_stride + span.group * K, *merged = span.sums.data() + carried_to(at) * K;
       vec::add_scaled(K, T(1), merged, to);
       vec::add_scaled(K, d[0], query, to);
-      for (int b = 0; b < carried_to(at); ++b) std::copy_n(merged, K, stream.sums.data() + b * K);
+      for (int b = 0; b < carried_to(at); ++b) std::copy_n(merged, K, span.sums.data() + b * K);
       std::fill_n(merged, K, T(0));
-      stream.for_blocks(at, [&](int b, T* sum) { vec::add_scaled(K, noise_weight<T>(b) * d[b + 1], query, sum); });
+      span.for_blocks(at, [&](int b, T* sum) {
+        if (b < kSpanBit) vec::add_scaled(K, noise_weight<T>(b) * d[b + 1], query, sum);
+      });
     }
   });
 }

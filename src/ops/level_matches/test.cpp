@@ -81,11 +81,24 @@ TYPED_TEST(LevelMatches, definition) {
 TYPED_TEST(LevelMatches, SequencesMayBeginAnywhere) {
   const Problem<TypeParam> p({0, 20, 90, 91}, 2, 5, {0, 61, std::int64_t{1} << 40});
   expect_close(p.forward(), p.definition(), 40 * kBound<TypeParam>, "matches");
+  // Sequences are cut for threads where positions are multiples of 1024.
+  for (const Lengths& begin : {Lengths{0, 0}, Lengths{1020, 2047}}) {
+    const Problem<TypeParam> far({0, 30, 2200}, 1, 3, begin);
+    expect_close(far.forward(), far.definition(), 40 * kBound<TypeParam>, "matches");
+  }
 }
 
 TEST(LevelMatches, Gradients) {
-  for (const bool offsets : {false, true}) {
-    Problem<double> p({0, 1, 24, 41}, 2, 3, offsets ? Lengths{7, 12, 1000} : Lengths{});
+  struct Case {
+    Lengths cu, begin;
+    std::int64_t G, K;
+  };
+  const std::vector<Case> cases = {{{0, 1, 24, 41}, {}, 2, 3},
+                                   {{0, 1, 24, 41}, {7, 12, 1000}, 2, 3},
+                                   {{0, 1100}, {3070}, 1, 1},  // 3072 and 4096, where a span merges two others
+                                   {{0, 40, 1070}, {1000, 1024}, 1, 1}};
+  for (const Case& c : cases) {
+    Problem<double> p(c.cu, c.G, c.K, c.begin);
     const auto [dq, dk] = p.backward();
     const auto loss = [&] { return weighted_sum(p.d, p.forward()); };
     expect_gradient(p.q, dq, loss, "dq");
@@ -106,16 +119,19 @@ TYPED_TEST(LevelMatches, FloatGradientsFollowDoubleAndAreAdded) {
 }
 
 TYPED_TEST(LevelMatches, SameBitsForAnyNumberOfThreads) {
-  const Problem<TypeParam> p({0, 700, 701, 1000}, 3, 5);
-  expect_same_for_threads([&](int t) {
-    auto [dq, dk] = p.backward(t);
-    return std::vector{p.forward(t).data, dq.data, dk.data};
-  });
+  for (const Lengths& cu : {Lengths{0, 700, 701, 1000}, Lengths{0, 5000}}) {
+    const Problem<TypeParam> p(cu, 3, 5);
+    expect_same_for_threads([&](int t) {
+      auto [dq, dk] = p.backward(t);
+      return std::vector{p.forward(t).data, dq.data, dk.data};
+    });
+  }
 }
 
 // A stream cut anywhere, its sums handed on, has the bits of one call.
 RC_GTEST_PROP(LevelMatchesProperty, EveryCutHasTheBitsOfOneCall, ()) {
-  const std::int64_t T = *rc::gen::inRange(1, 200), G = *rc::gen::inRange(1, 4), K = *rc::gen::inRange(1, 12);
+  const std::int64_t T = *rc::gen::element(200, 3000) + *rc::gen::inRange(-190, 190), G = *rc::gen::inRange(1, 4),
+                     K = *rc::gen::inRange(1, 12);
   const Problem<float> whole({0, T}, G, K);
   const Grid<float> want = whole.forward();
   std::vector<KeySums<float>> sums(1);
