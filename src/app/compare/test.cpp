@@ -329,7 +329,7 @@ TEST(Runs, WhatDoesNotFitIsExtrapolatedAndMarked) {
   Settings settings = small();
   settings.mechanisms = {"flash"};
   // Calls long enough to tell how they grow, whatever else the machine does; the last one takes minutes on any.
-  settings.lengths = {1024, 2048, std::int64_t{1} << 19};
+  settings.lengths = {256, 512, std::int64_t{1} << 19};
   settings.budget = 3;
   const Outcome outcome = run(settings);
   ASSERT_EQ(outcome.rows.size(), 3u);
