@@ -26,7 +26,9 @@ namespace {
 
 constexpr const char* kNotes =
     R"(On text every byte is scored once; the byte 0 between documents is context and not scored. Position: bytes of the
-same document (or of the same sequence, with --seq-len) before the one that is scored.
+same document (or of the same sequence, with --seq-len) before the one that is scored. With --stride sequences overlap, and
+those bytes are scored that have been in each part of a sequence, of so many bytes, once in each: then the loss by position
+does not depend on which bytes happen to stand there, but only on how much of the text before them was read.
 --json prints one object: bytes, documents, sequences, bits, bits_per_byte, perplexity (of a byte, 2^bits_per_byte), cut
 (whether --max-bytes left text out), positions: a list of {first, last, bytes, bits_per_byte}.
 
@@ -44,6 +46,7 @@ Examples:
   loglinear eval model --data held_out.txt
   loglinear eval model/step-0001000 --data folder --seq-len 1024 --json
   loglinear eval model --data book.txt --bins 4 --html book.html
+  loglinear eval model --data book.txt --seq-len 4096 --stride 512 --max-bytes 500000
   loglinear eval model --task mqar --length 256,512,1024 --items 4,16,64
   loglinear eval model --task passkey --data haystack.txt --examples 100 --html passkey.html)";
 
@@ -52,7 +55,7 @@ constexpr std::int64_t kMostExamples = std::int64_t{1} << 40;
 struct Flags {
   std::string checkpoint, html;
   std::vector<std::string> data;
-  std::int64_t seq_len = 0, max_bytes = 0, bins = 1;
+  std::int64_t seq_len = 0, stride = 0, max_bytes = 0, bins = 1;
   std::int64_t threads = 0;
   std::int64_t trained_levels = 0;
   std::string level_policy;
@@ -109,9 +112,10 @@ int eval_text(const Flags& flags) {
   app::EvaluationOptions options;
   options.seq_len = flags.seq_len;
   options.bins_per_doubling = flags.bins;
-  options.progress = [&](std::int64_t done) {
-    const double seconds = app::monotonic_seconds() - begin, part = static_cast<double>(done);
-    const double all = static_cast<double>(text.bytes());
+  options.stride = flags.stride;
+  options.progress = [&](std::int64_t done_bytes, std::int64_t all_bytes) {
+    const double seconds = app::monotonic_seconds() - begin;
+    const double part = static_cast<double>(done_bytes), all = static_cast<double>(all_bytes);
     progress.live(fmt::format("{:3.0f} %  {} bytes/s  eta {}", 100 * part / all, app::format_count(part / seconds),
                               app::format_duration(seconds * (all - part) / part)));
   };
@@ -189,6 +193,9 @@ int run_eval(const Flags& flags) {
   };
   constexpr std::int64_t kMost = std::int64_t{1} << 50;
   need("--seq-len", flags.seq_len, 0, kMost);
+  need("--stride", flags.stride, 0, kMost);
+  if (flags.stride > 0 && (flags.seq_len == 0 || flags.seq_len % flags.stride != 0))
+    fail_usage("eval", "--stride: got {}, need what divides --seq-len, {}", flags.stride, flags.seq_len);
   need("--max-bytes", flags.max_bytes, 0, kMost);
   need("--bins", flags.bins, 1, 1 << 16);
   need("--threads", flags.threads, 0, 4096);
@@ -240,6 +247,9 @@ void add_eval(CLI::App& app, Run& run) {
   };
   add(flags->text_options, "seq-len", flags->seq_len,
       "cut documents into sequences of this many bytes; 0: whole documents")
+      ->capture_default_str();
+  add(flags->text_options, "stride", flags->stride,
+      "with --seq-len: begin a sequence every so many bytes, so that each position has the same bytes; 0: do not")
       ->capture_default_str();
   add(flags->text_options, "bins", flags->bins, "loss by position: cut 2-3, 4-7, 8-15, ... into so many parts each")
       ->capture_default_str();

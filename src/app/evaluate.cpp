@@ -19,13 +19,70 @@ std::string future_warning(const nn::ModelConfig& config) {
          " chooses among all tokens of a sequence: its loss sees the future and is not that of a language model";
 }
 
+namespace {
+
+// A sequence, and the places [first, last) of it that are scored.
+struct Scored {
+  Piece piece;
+  std::int64_t first = 0, last = 0;
+};
+
+// Sequences that begin at every `stride` bytes of a document. Blocks of `stride` bytes that as many of them hold as one
+// of them has blocks are scored.
+std::vector<Scored> overlapping(const Text& text, std::int64_t seq_len, std::int64_t stride) {
+  if (stride < 1 || seq_len % stride != 0)
+    fail_usage("evaluate", "stride: got {}, need what divides the length of a sequence, {}", stride, seq_len);
+  std::vector<Scored> sequences;
+  const std::int64_t places = seq_len / stride;
+  for (const Piece& document : cut_pieces(text, Packing::documents, std::numeric_limits<std::int64_t>::max() / 2)) {
+    const std::int64_t bytes = document.length - 1;  // the last target is the separator behind the document
+    const std::int64_t windows = bytes < seq_len ? 0 : (bytes - seq_len) / stride + 1;
+    if (windows < places) continue;
+    for (std::int64_t i = 0; i < windows; ++i) {
+      const std::int64_t first = std::max<std::int64_t>(places - 1 - i, 0), last = std::min(windows - i, places);
+      sequences.push_back({{document.begin + i * stride, seq_len}, first * stride, last * stride});
+    }
+  }
+  if (sequences.empty())
+    fail_usage("evaluate", "stride: no document has the {} bytes that sequences of {} at every {} need",
+               2 * seq_len - stride, seq_len, stride);
+  return sequences;
+}
+
+std::vector<Scored> sequences_of(const Text& text, std::int64_t seq_len, std::int64_t stride) {
+  if (stride != 0) return overlapping(text, seq_len, stride);
+  std::vector<Scored> sequences;
+  for (const Piece& piece : cut_pieces(text, Packing::documents, seq_len))
+    sequences.push_back({piece, 0, piece.length});
+  return sequences;
+}
+
+// Adds `part` of a sequence, from its place `begin` on, to the batch.
+void add(Batch& batch, const Text& text, const Scored& sequence, std::int64_t begin, std::int64_t length) {
+  const std::size_t from = batch.tokens.size();
+  batch.add(text, {sequence.piece.begin + begin, length}, false);
+  for (std::int64_t i = 0; i < length; ++i) {
+    if (begin + i >= sequence.first && begin + i < sequence.last) continue;
+    std::int32_t& target = batch.targets[from + static_cast<std::size_t>(i)];
+    if (target >= 0) --batch.scored;
+    target = -1;
+  }
+}
+
+}  // namespace
+
 Evaluation evaluate(nn::Model<float>& model, const Text& text, const EvaluationOptions& options) {
   if (model.config().vocab_size != 256)
     fail("evaluate", "the model has a vocabulary of {}, the text is read as 256 bytes", model.config().vocab_size);
   if (text.bytes() == 0) fail("evaluate", "there is no text");
   std::int64_t seq_len = options.seq_len > 0 ? options.seq_len : std::numeric_limits<std::int64_t>::max() / 2;
   if (!nn::find_family(model.config().family)->causal) seq_len = std::min(seq_len, options.batch_tokens);
-  const std::vector<Piece> pieces = cut_pieces(text, Packing::documents, seq_len);
+  const std::vector<Scored> sequences = sequences_of(text, seq_len, options.stride);
+  std::int64_t all = text.bytes();
+  if (options.stride != 0) {
+    all = 0;
+    for (const Scored& sequence : sequences) all += sequence.last - sequence.first;
+  }
 
   Evaluation result;
   const std::int64_t parts = options.bins_per_doubling;
@@ -42,36 +99,37 @@ Evaluation evaluate(nn::Model<float>& model, const Text& text, const EvaluationO
     ++bin.bytes;
     bin.bits += losses[t] / std::numbers::ln2;
   };
-  for (std::size_t i = 0; i < pieces.size();) {
-    if (pieces[i].length > options.batch_tokens) {
+  for (std::size_t i = 0; i < sequences.size();) {
+    if (sequences[i].piece.length > options.batch_tokens) {
       // Too long for one pass: a part at a time, from state to state.
       nn::DecodeState state = model.new_state();
-      const Piece whole = pieces[i++];
-      for (std::int64_t begin = 0; begin < whole.length; begin += options.batch_tokens) {
+      const Scored& whole = sequences[i++];
+      for (std::int64_t begin = 0; begin < whole.piece.length; begin += options.batch_tokens) {
         batch.clear();
-        batch.add(text, {whole.begin + begin, std::min(options.batch_tokens, whole.length - begin)}, false);
+        add(batch, text, whole, begin, std::min(options.batch_tokens, whole.piece.length - begin));
         losses.assign(batch.tokens.size(), 0.0f);
         model.score(state, batch.tokens, batch.targets, losses);
         for (std::size_t t = 0; t < losses.size(); ++t) count(begin + static_cast<std::int64_t>(t), t);
         result.bytes += batch.scored;
-        if (options.progress) options.progress(result.bytes);
+        if (options.progress) options.progress(result.bytes, all);
       }
       continue;
     }
     batch.clear();
     do {
-      batch.add(text, pieces[i++], false);
-    } while (i < pieces.size() &&
-             static_cast<std::int64_t>(batch.tokens.size()) + pieces[i].length <= options.batch_tokens);
+      add(batch, text, sequences[i], 0, sequences[i].piece.length);
+      ++i;
+    } while (i < sequences.size() &&
+             static_cast<std::int64_t>(batch.tokens.size()) + sequences[i].piece.length <= options.batch_tokens);
     losses.assign(batch.tokens.size(), 0.0f);
     model.loss(batch.tokens, batch.targets, batch.cu_seqlens, false, 1.0, losses);
     for (std::size_t n = 0; n + 1 < batch.cu_seqlens.size(); ++n)
       for (std::int64_t t = batch.cu_seqlens[n]; t < batch.cu_seqlens[n + 1]; ++t)
         count(t - batch.cu_seqlens[n], static_cast<std::size_t>(t));
     result.bytes += batch.scored;
-    if (options.progress) options.progress(result.bytes);
+    if (options.progress) options.progress(result.bytes, all);
   }
-  result.sequences = static_cast<std::int64_t>(pieces.size());
+  result.sequences = static_cast<std::int64_t>(sequences.size());
   for (std::int64_t j = 0; j < static_cast<std::int64_t>(bins.size()); ++j) {
     EvaluationBin& bin = bins[j];
     if (bin.bytes == 0) continue;

@@ -201,6 +201,8 @@ void Planner::read_text(io::ConfigReader& reader, const std::string& label, json
   reader.reals("positions", begins, 0, 1e12);
   std::int64_t bytes = 1 << 20;
   reader.integer("bytes", bytes, 1, std::int64_t{1} << 50);
+  std::int64_t stride = 0;
+  reader.integer("stride", stride, 0, std::int64_t{1} << 40);
   std::vector<std::string> data;
   reader.texts("data", data);
   std::vector<std::int64_t> positions;
@@ -214,6 +216,7 @@ void Planner::read_text(io::ConfigReader& reader, const std::string& label, json
   definition["bytes"] = bytes, definition["positions"] = positions;
   for (std::string& path : data) path = fs::absolute(path).lexically_normal().string();
   if (!data.empty()) definition["data"] = data;
+  if (stride > 0) definition["stride"] = stride;
   for (const std::int64_t length : all) {
     Measurement m{Measurement::Kind::text, {}, definition};
     m.definition["length"] = length;
@@ -405,6 +408,11 @@ void Planner::check_measurements(const RecipeTraining& training) const {
       if (vocab != 256)
         fail_usage(kRecipeFile, "{}: score \"{}\": {} has a vocabulary of {}, text has one of 256", source_, label,
                    training.name, vocab);
+      const std::int64_t length = m.definition.at("length"), stride = m.definition.value("stride", std::int64_t{0});
+      const std::int64_t whole = length > 0 ? length : training.settings.seq_len;
+      if (stride > 0 && whole % stride != 0)
+        fail_usage(kRecipeFile, "{}: score \"{}\": stride: got {}, need what divides the length, {}", source_, label,
+                   stride, whole);
       if (!m.definition.contains("data") && training.settings.data.empty() && training.settings.val_data.empty())
         fail_usage(kRecipeFile, "{}: score \"{}\": there is no text to score: give --data", source_, label);
     }

@@ -62,7 +62,8 @@ std::vector<RecipeValue> measure_text(nn::Model<float>& model, const json& defin
   EvaluationOptions options;
   options.seq_len = definition.at("length");
   if (options.seq_len == 0) options.seq_len = settings.seq_len;
-  options.progress = [&](std::int64_t) {
+  options.stride = definition.value("stride", std::int64_t{0});
+  options.progress = [&](std::int64_t, std::int64_t) {
     if (interrupted && interrupted()) throw Interrupted{};
   };
   const auto positions = definition.at("positions").get<std::vector<std::int64_t>>();
@@ -78,8 +79,8 @@ std::vector<RecipeValue> measure_text(nn::Model<float>& model, const json& defin
           bytes += bin.bytes, bits += bin.bits;
       values[1 + i] = bytes > 0 ? RecipeValue(bits / static_cast<double>(bytes)) : std::nullopt;
     }
-  } catch (const Error&) {
-    if (text.bytes() == 0) throw;
+  } catch (const Error& error) {
+    if (text.bytes() == 0 || error.kind() == Error::Kind::usage) throw;
     // Otherwise the loss is not finite.
   }
   return values;

@@ -60,8 +60,8 @@ class TextSource : public Source {
     EvaluationOptions options;
     options.seq_len = s_.seq_len;
     options.batch_tokens = s_.batch_tokens;
-    options.progress = [&](std::int64_t done) {
-      progress(static_cast<double>(done) / static_cast<double>(scored_.bytes()));
+    options.progress = [&](std::int64_t done, std::int64_t all) {
+      progress(static_cast<double>(done) / static_cast<double>(all));
     };
     Validation result;
     try {

@@ -113,6 +113,14 @@ TEST(Recipe, RefusesWhatItDoesNotKnow) {
   EXPECT_TRUE(says(with("/score/0/name", "mqarr"), "there is no task mqarr"));
   EXPECT_TRUE(says(with("/score/0/model", {{"levelpolicy", 1}}), "levelpolicy"));
   EXPECT_TRUE(says(with("/score/0", {{"kind", "text"}}), "vocabulary of 32"));
+  json text = small();
+  text["settings"] = {{"seq-len", 32}, {"batch-tokens", 64}, {"steps", 3}, {"data", {"books"}}};
+  text["score"] = {{{"kind", "text"}, {"stride", 16}}};
+  EXPECT_EQ(refusal(text), "");
+  text["score"][0]["stride"] = 12;
+  EXPECT_TRUE(says(refusal(text), "stride: got 12, need what divides the length, 32"));
+  text["score"][0]["length"] = {24};
+  EXPECT_EQ(refusal(text), "");
   EXPECT_TRUE(says(with("/score/1/columns", {"price"}), "price"));
   EXPECT_TRUE(says(with("/score/1", small()["score"][0]), "two scores are called"));
   RecipeOptions options;

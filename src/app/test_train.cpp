@@ -698,4 +698,67 @@ TEST_F(Train, EvaluationScoresEveryByteOnce) {
 }
 
 }  // namespace
+TEST_F(Train, TheSameBytesStandAtEveryPositionWithAStride) {
+  const TrainSettings s = settings("a");
+  train(s);
+  const auto model = load_model<float>(s.out);
+  constexpr std::int64_t kLength = 12, kStride = 4, kPlaces = 3;
+  // Two of them have too few bytes: 20 are needed for one block of four that can stand at three places.
+  std::vector<std::string> documents;
+  for (const std::size_t n : {45, 3, 20, 19}) {
+    std::string& document = documents.emplace_back();
+    for (std::size_t i = 0; i < n; ++i) document += static_cast<char>('a' + (i * i + n) % 17);
+  }
+  std::vector<double> bits(kLength);
+  std::vector<std::int64_t> bytes(kLength);
+  for (const std::string& document : documents) {
+    const auto n = static_cast<std::int64_t>(document.size());
+    for (std::int64_t b = 0; b < n; ++b) {
+      // A block can stand last when a whole sequence ends with it, and first when one fits behind its beginning.
+      const std::int64_t block = b / kStride * kStride;
+      if (block + kStride < kLength || block + kLength > n) continue;
+      for (std::int64_t place = 0; place < kPlaces; ++place) {
+        const std::int64_t position = place * kStride + b - block;
+        nn::DecodeState state = model->new_state();
+        std::vector<float> logits(256);
+        for (std::int64_t t = b - position - 1; t < b; ++t) {
+          const std::int32_t token = t < 0 ? kSeparator : static_cast<unsigned char>(document[t]);
+          model->read(state, std::span(&token, 1), logits);
+        }
+        double largest = -1e30, sum = 0;
+        for (const float x : logits) largest = std::max<double>(largest, x);
+        for (const float x : logits) sum += std::exp(x - largest);
+        bits[position] -=
+            (logits[static_cast<unsigned char>(document[b])] - largest - std::log(sum)) / std::log(2.0);
+        ++bytes[position];
+      }
+    }
+  }
+  EXPECT_EQ(bytes[0], 7 + 1);  // blocks 2 to 8 of the first, 2 of the third
+  const Text text(documents);
+  for (const std::int64_t batch : {7, 12, 100}) {  // parts of a sequence, one, several
+    const Evaluation result = evaluate(
+        *model, text,
+        {.seq_len = kLength, .stride = kStride, .batch_tokens = batch, .bins_per_doubling = 8, .progress = {}});
+    EXPECT_EQ(result.sequences, 9 + 3);
+    ASSERT_EQ(result.bins.size(), bits.size());
+    for (std::size_t p = 0; p < bits.size(); ++p) {
+      EXPECT_EQ(result.bins[p].first, p);
+      EXPECT_EQ(result.bins[p].bytes, bytes[p]) << p;
+      EXPECT_NEAR(result.bins[p].bits, bits[p], 1e-4 * bits[p]) << p;
+    }
+  }
+  std::int64_t last = 0, all = 0;
+  evaluate(*model, text,
+           {.seq_len = kLength, .stride = kStride, .batch_tokens = 24, .progress = [&](std::int64_t done, std::int64_t n) {
+              EXPECT_GT(done, last);
+              last = done, all = n;
+            }});
+  EXPECT_EQ(last, all);
+  EXPECT_EQ(all, 8 * kLength);
+  EXPECT_THROW(evaluate(*model, text, {.seq_len = 12, .stride = 5, .progress = {}}), Error);
+  EXPECT_THROW(evaluate(*model, text, {.seq_len = 0, .stride = 5, .progress = {}}), Error);
+  EXPECT_THROW(evaluate(*model, text, {.seq_len = 64, .stride = 16, .progress = {}}), Error);  // no such document
+}
+
 }  // namespace loglinear::app
