@@ -88,7 +88,7 @@ void add_train(CLI::App& app, Run& run) {
       option = command->add_option(name == "mixer" ? "--mixer,--family" : "--" + name, value, help);
       if constexpr (std::is_same_v<std::remove_cvref_t<decltype(value)>, std::vector<std::string>>)
         option->type_name("PATH");
-      else if (name != "out" && name != "min-lr" && name != "task" && name != "from")
+      else if (name != "out" && name != "min-lr" && name != "scales-lr" && name != "task" && name != "from")
         option->capture_default_str();
     }
     option->group(group);

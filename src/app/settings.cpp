@@ -77,6 +77,7 @@ nlohmann::json to_json(const TrainSettings& settings) {
   for_each_setting(settings, [&](const std::string& name, const auto& value, const SettingRange&, const char* group,
                                  const auto&...) {
     if (about_one_call(name) || (name == "min-lr" && settings.min_lr < 0)) return;
+    if (name == "scales-lr" && settings.scales_lr < 0) return;
     if (!settings.from.empty() && about_the_model(name, group)) return;
     json[name] = value;
   });

@@ -101,7 +101,7 @@ void for_each_setting(Settings& s, F&& f) {
 
   f("lr", s.lr, SettingRange{0, 1e6}, "Optimizer", "peak learning rate");
   f("scales-lr", s.scales_lr, SettingRange{0, 1e6}, "Optimizer",
-    "learning rate of what makes level scales, times that of the others");
+    "learning rate of what makes level scales, times that of the others; default: 1 with content, otherwise 0.1");
   f("min-lr", s.min_lr, SettingRange{0, 1e6}, "Optimizer", "learning rate at the end; default: a tenth of --lr");
   f("warmup", s.warmup, count, "Optimizer", "steps of linear warm-up");
   f("schedule", s.schedule, none, "Optimizer", "cosine, linear, wsd (warm-up, stable, decay) or constant");

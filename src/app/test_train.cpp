@@ -244,6 +244,21 @@ TEST_F(Train, CheckpointsWithoutALevelPolicyGoOnAsTheyWere) {
   EXPECT_TRUE(weights("a", 12) == weights("b", 12));
 }
 
+TEST_F(Train, ScalesLearnAsFastAsTheRestWithContentAndSlowlyWithoutIt) {
+  const auto trained = [&](const char* name, const char* policy, double rate) {
+    TrainSettings s = settings(name);
+    s.mixer = "log_linear_mamba2";
+    s.level_policy = policy;
+    s.scales_lr = rate;
+    train(s);
+    return weights(name, 12);
+  };
+  const auto content = trained("a", "content", -1), share = trained("b", "share", -1);
+  EXPECT_TRUE(content == trained("c", "content", 1));
+  EXPECT_FALSE(content == trained("d", "content", 0.1));
+  EXPECT_TRUE(share == trained("e", "share", 0.1));
+}
+
 // Its choice looks at later tokens: it says so, and scores what it can.
 TEST_F(Train, AMixerThatIsNotCausalWarnsOnceAndScoresWindows) {
   TrainSettings s = settings("a");
