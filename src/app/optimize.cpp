@@ -32,6 +32,10 @@ StepResult optimizer_step(nn::Model<float>& model, Moments& moments, std::int64_
 
   AdamWArgs args{.beta1 = settings.beta1, .beta2 = settings.beta2, .eps = settings.eps, .step = ++updates};
   if (settings.clip > 0 && result.norm > settings.clip) args.grad_scale = settings.clip / result.norm;
+  // Scales that the query alone decides can all become small, and reading stops, when they move as fast as the weights;
+  // those of a softmax over what states hold cannot.
+  const double by_policy = model.config().level_policy == LevelPolicy::content ? 1 : 0.1;
+  const double scales_rate = (settings.scales_lr >= 0 ? settings.scales_lr : by_policy) * learning_rate;
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     const auto& q = parameters[i];
     args.weight_decay = q.decay ? settings.weight_decay : 0;
@@ -43,7 +47,7 @@ StepResult optimizer_step(nn::Model<float>& model, Moments& moments, std::int64_
     };
     const std::int64_t others = static_cast<std::int64_t>(q.value.size()) - q.scales;
     update(0, others, learning_rate);
-    update(others, q.scales, settings.scales_lr * learning_rate);
+    update(others, q.scales, scales_rate);
   }
   result.applied = true;
   return result;

@@ -286,13 +286,11 @@ void Trainer::step() {
            (s_.epochs == 0 || source_->position().epoch < s_.epochs));
 
   last_rate_ = rate();
-  // Scales that the query alone decides can switch reading off when they move as fast as the weights; a softmax cannot.
-  const bool content = model_->config().level_policy == LevelPolicy::content;
   const OptimizerSettings optimizer{.beta1 = s_.beta1,
                                     .beta2 = s_.beta2,
                                     .eps = s_.eps,
                                     .weight_decay = s_.weight_decay,
-                                    .scales_lr = s_.scales_lr >= 0 ? s_.scales_lr : content ? 1 : 0.1,
+                                    .scales_lr = s_.scales_lr,
                                     .clip = s_.clip};
   const StepResult result = optimizer_step(*model_, moments_, p_.updates, batches, optimizer, last_rate_);
   last_norm_ = result.norm;

@@ -43,7 +43,7 @@ struct TrainSettings {
   std::int64_t steps = 0, epochs = 0;  // one of steps, epochs, minutes; none: 1000 steps
   double minutes = 0;
   double lr = 2e-3, min_lr = -1, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1, clip = 1.0;
-  double scales_lr = -1;  // below 0: by the level policy
+  double scales_lr = -1;  // as OptimizerSettings has it
   std::int64_t warmup = 50;
   std::string schedule = "cosine";
   double wsd_fraction = 0.2;
