@@ -29,8 +29,9 @@ constexpr const char* kNotes =
 same document (or of the same sequence, with --seq-len) before the one that is scored. With --stride sequences overlap, and
 those bytes are scored that have been in each part of a sequence, of so many bytes, once in each: then the loss by position
 does not depend on which bytes happen to stand there, but only on how much of the text before them was read.
---json prints one object: bytes, documents, sequences, bits, bits_per_byte, perplexity (of a byte, 2^bits_per_byte), cut
-(whether --max-bytes left text out), positions: a list of {first, last, bytes, bits_per_byte}.
+--json prints one object: bytes (scored), documents, sequences, places (where each byte was scored; 1 without --stride), bits,
+bits_per_byte, perplexity (of a byte, 2^bits_per_byte), cut (whether --max-bytes left text out), positions: a list of
+{first, last, bytes, bits_per_byte}.
 
 On a task (loglinear task --help has the list) an answer is right when each of its tokens is the most probable one. Depth:
 where what is asked for stood, from 0 (beginning) to 1 (just before the question). What is not given is as in the training
@@ -194,7 +195,8 @@ int run_eval(const Flags& flags) {
   constexpr std::int64_t kMost = std::int64_t{1} << 50;
   need("--seq-len", flags.seq_len, 0, kMost);
   need("--stride", flags.stride, 0, kMost);
-  if (flags.stride > 0 && (flags.seq_len == 0 || flags.seq_len % flags.stride != 0))
+  if (flags.stride > 0 && flags.seq_len == 0) fail_usage("eval", "--stride: needs a --seq-len");
+  if (flags.stride > 0 && flags.seq_len % flags.stride != 0)
     fail_usage("eval", "--stride: got {}, need what divides --seq-len, {}", flags.stride, flags.seq_len);
   need("--max-bytes", flags.max_bytes, 0, kMost);
   need("--bins", flags.bins, 1, 1 << 16);

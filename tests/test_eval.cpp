@@ -199,8 +199,8 @@ TEST_F(Eval, WrongUsage) {
   refused(eval({"--task", "mqar", "--bins", "2"}), 2, "--bins");
   refused(eval({"--data", "text", "--items", "2"}), 2, "--items");
   refused(eval({"--data", "text", "--bins", "0"}), 2, "--bins");
-  refused(eval({"--data", "text", "--stride", "4"}), 2, "--stride: got 4, need what divides --seq-len");
-  refused(eval({"--data", "text", "--seq-len", "32", "--stride", "12"}), 2, "--stride");
+  refused(eval({"--data", "text", "--stride", "4"}), 2, "--stride: needs a --seq-len");
+  refused(eval({"--data", "text", "--seq-len", "32", "--stride", "12"}), 2, "need what divides --seq-len, 32");
   refused(eval({"--task", "mqar", "--stride", "4"}), 2, "--stride");
   refused({"eval", (scratch_ / "nowhere").string(), "--task", "mqar"}, 1, "nowhere");
 

@@ -78,13 +78,14 @@ Evaluation evaluate(nn::Model<float>& model, const Text& text, const EvaluationO
   std::int64_t seq_len = options.seq_len > 0 ? options.seq_len : std::numeric_limits<std::int64_t>::max() / 2;
   if (!nn::find_family(model.config().family)->causal) seq_len = std::min(seq_len, options.batch_tokens);
   const std::vector<Scored> sequences = sequences_of(text, seq_len, options.stride);
+  Evaluation result;
   std::int64_t all = text.bytes();
   if (options.stride != 0) {
+    result.places = seq_len / options.stride;
     all = 0;
     for (const Scored& sequence : sequences) all += sequence.last - sequence.first;
   }
 
-  Evaluation result;
   const std::int64_t parts = options.bins_per_doubling;
   std::vector<EvaluationBin> bins(static_cast<std::size_t>(64 * parts));
   std::vector<float> losses;

@@ -53,7 +53,7 @@ TaskEvaluation evaluate_task(nn::Model<float>& model, const TaskSettings& settin
 nlohmann::ordered_json to_json(const TaskEvaluation& evaluation);
 std::string to_text(const TaskEvaluation& evaluation);
 
-// {bytes, documents, sequences, bits, bits_per_byte, perplexity, cut, positions: [{first, last, bytes,
+// {bytes, documents, sequences, places, bits, bits_per_byte, perplexity, cut, positions: [{first, last, bytes,
 // bits_per_byte}]}.
 nlohmann::ordered_json to_json(const Evaluation& evaluation, const Text& text, bool cut);
 std::string to_text(const Evaluation& evaluation, const Text& text, bool cut);
