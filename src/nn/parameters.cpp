@@ -37,8 +37,8 @@ std::string embeddings_name(const ModelConfig& config) {
 
 std::vector<ParameterSpec> match_parameters(const ModelConfig& config) {
   if (config.match_width == 0) return {};
-  return {{"match_proj.weight", {2 * config.match_width, config.hidden_size}, Init::fan_in},
-          {"match_conv1d.weight", {2 * config.match_width, 1, config.conv_width}, Init::fan_in}};
+  return {{"match_proj.weight", {2 * config.match_width, config.hidden_size}, Init::matching},
+          {"match_conv1d.weight", {2 * config.match_width, 1, config.conv_width}, Init::matching}};
 }
 
 static std::vector<ParameterSpec> mixer_parameters(const ModelConfig& config, std::int64_t layer) {
@@ -82,7 +82,7 @@ std::vector<ParameterSpec> parameter_specs(const ModelConfig& config) {
 }
 
 static bool decays(const ParameterSpec& spec) {
-  return spec.init == Init::normal || spec.init == Init::fan_in || spec.init == Init::residual;
+  return spec.init == Init::normal || spec.init == Init::matching || spec.init == Init::residual;
 }
 
 std::vector<ParameterInfo> parameter_list(const ModelConfig& config) {
@@ -140,8 +140,8 @@ static double first_value(const ParameterSpec& spec, const ModelConfig& config, 
   switch (spec.init) {
     case Init::normal:
       return config.initializer_range * random.normal();
-    case Init::fan_in:
-      return random.normal() / std::sqrt(static_cast<double>(spec.shape.back()));
+    case Init::matching:
+      return 0.5 * random.normal() / std::sqrt(static_cast<double>(spec.shape.back()));
     case Init::residual:
       return (2 * random.uniform() - 1) /
              std::sqrt(static_cast<double>(spec.shape.back()) * 2 * static_cast<double>(config.num_layers));

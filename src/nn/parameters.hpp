@@ -14,7 +14,7 @@ namespace loglinear::nn {
 // How a parameter begins. Weight decay applies to the first three kinds and to no other.
 enum class Init {
   normal,       // N(0, initializer_range): projections, convolutions, embeddings
-  fan_in,       // N(0, 1 / sqrt(fan in)): what states are matched by, whose matches are then about one in size
+  matching,     // N(0, 1 / (2 sqrt(fan in))): queries and keys that states are matched by
   residual,     // U(+-1 / sqrt(fan in)) / sqrt(2 * layers): what writes to the residual stream
   zeros,        // biases
   ones,         // norms, D, L
@@ -25,7 +25,8 @@ enum class Init {
 
 // How L begins: as one where it scales dl alone. Under `content` it scales what comes from queries and keys too, which
 // say nothing before they are trained: as zero, so that all states are read alike at first. The gradient of L is then
-// that of the matches and theirs is zero: were matches small too, neither would learn.
+// of the size of the matches, and theirs is zero: were matches small too, neither would learn for long; were they large,
+// what they say by chance would disturb.
 inline Init level_init(const ModelConfig& config) {
   return config.level_policy == LevelPolicy::content ? Init::zeros : Init::ones;
 }

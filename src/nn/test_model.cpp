@@ -538,7 +538,7 @@ TEST_P(Streaming, ALaterTokenNeverChangesAnEarlierLoss) {
 }
 
 // L begins as zero where it multiplies matches, so that its first gradient has their size: with first weights as
-// small as those of the rest it was 700 times smaller here, and of models trained on text L never left zero.
+// small as those of the rest it was 2e-9 here, and of models trained on text L never left zero.
 TEST(Model, ContentLevelsLearnFromTheFirstStep) {
   ModelConfig config;
   config.family = "log_linear_mamba2";
@@ -566,12 +566,12 @@ TEST(Model, ContentLevelsLearnFromTheFirstStep) {
     if (p.name.ends_with(".L")) {
       ++levels;
       EXPECT_EQ(rms(p.value), 0) << p.name;
-      EXPECT_GT(rms(p.grad), 1e-7) << p.name;
+      EXPECT_GT(rms(p.grad), 1e-8) << p.name;
     }
     if (p.name.find("match_") == std::string::npos) continue;
     ++matches;
     const double fan_in = p.name.ends_with("match_proj.weight") ? 64 : config.conv_width;
-    EXPECT_NEAR(rms(p.value) * std::sqrt(fan_in), 1, 0.15) << p.name;
+    EXPECT_NEAR(rms(p.value) * std::sqrt(fan_in), 0.5, 0.08) << p.name;
     EXPECT_TRUE(p.decay) << p.name;
   }
   EXPECT_EQ(levels, 2);
