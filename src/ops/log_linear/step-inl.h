@@ -68,17 +68,18 @@ HWY_NOINLINE void row_times(std::int64_t M, std::int64_t n, const T* x, const T*
   const std::int64_t block = n > 8 * N ? 16 : M;
   for (std::int64_t m = 0; m < M; m += block) {
     const std::int64_t rows = std::min(block, M - m);
+    const bool onto = add || m > 0;
     for (std::int64_t j = 0; j < n;) {
       const std::int64_t left = n - j;
       const T* at = b + m * ldb + j;
       if (left > 7 * N)
-        row_times_columns<8>(rows, std::min(left, 8 * N), x + m, at, ldb, y + j, add || m > 0), j += 8 * N;
+        row_times_columns<8>(rows, std::min(left, 8 * N), x + m, at, ldb, y + j, onto), j += 8 * N;
       else if (left > 3 * N)
-        row_times_columns<4>(rows, std::min(left, 4 * N), x + m, at, ldb, y + j, add || m > 0), j += 4 * N;
+        row_times_columns<4>(rows, std::min(left, 4 * N), x + m, at, ldb, y + j, onto), j += 4 * N;
       else if (left > N)
-        row_times_columns<2>(rows, std::min(left, 2 * N), x + m, at, ldb, y + j, add || m > 0), j += 2 * N;
+        row_times_columns<2>(rows, std::min(left, 2 * N), x + m, at, ldb, y + j, onto), j += 2 * N;
       else
-        row_times_columns<1>(rows, left, x + m, at, ldb, y + j, add || m > 0), j += N;
+        row_times_columns<1>(rows, left, x + m, at, ldb, y + j, onto), j += N;
     }
   }
 }
