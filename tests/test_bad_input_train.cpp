@@ -114,7 +114,7 @@ TEST_F(BadInput, FlagsOutOfRange) {
                                                        {"--threads", "-1"},
                                                        {"--minutes", "-1"},
                                                        {"--seed", "-1"},
-                                                       {"--initializer-range", "0"},
+                                                       {"--initializer-range", "-0.1"},
                                                        {"--conv-width", "0"},
                                                        {"--weight-decay", "-1"},
                                                        {"--warmup", "-1"}};

@@ -187,7 +187,6 @@ void complete_settings(TrainSettings& s) {
   if (s.min_lr > s.lr) fail_usage("train", "--min-lr {} is above --lr {}", s.min_lr, s.lr);
   if (s.batch_tokens < s.seq_len)
     fail_usage("train", "--batch-tokens {} is below --seq-len {}", s.batch_tokens, s.seq_len);
-  if (s.initializer_range <= 0) fail_usage("train", "--initializer-range must be above 0");
 }
 
 }  // namespace loglinear::app

@@ -90,7 +90,8 @@ void for_each_setting(Settings& s, F&& f) {
   f("sparsity", s.sparsity, SettingRange{0, 1 << 16}, "Model",
     "mosa: a routed head chooses one token of so many; 0: 4");
   f("norm-eps", s.norm_eps, SettingRange{0, 1}, "Model", "epsilon of the norms; 0: the mixer's");
-  f("initializer-range", s.initializer_range, SettingRange{0, 10}, "Model", "standard deviation of the first weights");
+  f("initializer-range", s.initializer_range, SettingRange{0, 10}, "Model",
+    "standard deviation of the first weights; 0: the root of 1 / --hidden-size");
   f("rope-theta", s.rope_theta, SettingRange{1, kNoLimit}, "Model",
     "base of the rotary embedding of softmax attention");
 

@@ -466,7 +466,10 @@ nn::ModelConfig model_config(const TrainSettings& s) {
   if (s.trained_levels > s.levels)
     fail_usage("train", "--trained-levels {} is above --levels {}", s.trained_levels, s.levels);
   c.level_policy = nn::level_policy(s.level_policy);
-  c.initializer_range = s.initializer_range;
+  // Projections then keep the size of what they read. The 0.006 of published models of width 1536 makes everything in a
+  // narrow one small at first, and it learns late (docs/quality.md, 7).
+  c.initializer_range =
+      s.initializer_range > 0 ? s.initializer_range : 1 / std::sqrt(static_cast<double>(s.hidden_size));
   c.rope_theta = s.rope_theta;
   c.mlp_width = s.mlp_width;
   const std::int64_t d = s.hidden_size;

@@ -36,7 +36,7 @@ struct TrainSettings {
   std::int64_t match_width = -1;
   double position_offsets = 0;
   std::int64_t window = 0, stride = 0, dense_heads = 0, routed_heads = 0, sparsity = 0;
-  double norm_eps = 0, initializer_range = 0.006, rope_theta = 500000;
+  double norm_eps = 0, initializer_range = 0, rope_theta = 500000;
 
   std::string packing = "documents";
   std::int64_t seq_len = 1024, batch_tokens = 4096, accumulate = 1;

@@ -23,9 +23,6 @@ namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 constexpr int kMaxSkippedInARow = 10;  // as `train`
-// Near D^-0.5 of the narrow models here. With the 0.006 of wide ones all attention begins flat, and softmax attention
-// does not learn to recall within the budget.
-constexpr double kInitializerRange = 0.1;
 constexpr std::int64_t kMostSeed = std::int64_t{1} << 53;  // below kHeldOutSeed
 
 enum class Subject { recall, text };
@@ -96,7 +93,6 @@ nn::ModelConfig Quality::config(const std::string& mixer, Subject subject) const
   settings.layers = s_.layers;
   settings.heads = s_.heads;
   settings.mlp_width = s_.mlp_width;
-  settings.initializer_range = kInitializerRange;
   const nn::MixerKind kind = nn::find_family(mixer)->mixer;
   if (kind == nn::MixerKind::sliding_window || kind == nn::MixerKind::local_strided) settings.window = s_.window;
   if (kind == nn::MixerKind::local_strided) settings.stride = s_.stride;
