@@ -57,7 +57,7 @@ std::vector<Scored> sequences_of(const Text& text, std::int64_t seq_len, std::in
   return sequences;
 }
 
-// Adds `part` of a sequence, from its place `begin` on, to the batch.
+// Adds `length` tokens of a sequence, from its place `begin` on, to the batch.
 void add(Batch& batch, const Text& text, const Scored& sequence, std::int64_t begin, std::int64_t length) {
   const std::size_t from = batch.tokens.size();
   batch.add(text, {sequence.piece.begin + begin, length}, false);
