@@ -246,7 +246,8 @@ TEST(Recipe, TheRecipesOfTheProjectArePlannedAsTheyAre) {
   int count = 0;
   for (const auto& entry : fs::directory_iterator(fs::path(LOGLINEAR_SOURCE_DIR) / "recipes")) {
     Arguments arguments = {"recipe", entry.path().string(), "--dry-run"};
-    if (const fs::path name = entry.path().stem(); name == "position" || name == "text_recall" || name == "first_weights")
+    if (const fs::path name = entry.path().stem();
+        name == "position" || name == "text_recall" || name == "first_weights")
       arguments.insert(arguments.end(), {"--data", std::string(LOGLINEAR_SOURCE_DIR) + "/README.md"});
     const Outcome outcome = run(arguments);
     EXPECT_EQ(outcome.code, 0) << entry.path() << outcome.err;

@@ -46,10 +46,10 @@ struct EvaluationOptions {
 std::string future_warning(const nn::ModelConfig& config);
 
 // Scores every byte of the text once (but for a stride), each document (or piece of it) from an empty state; separators
-// are context, not scored. A model that is not causal has no state to go on from: its documents are cut into sequences of batch_tokens
-// where they are longer. The model's vocabulary must be the 256 bytes. Throws Error when the text has no bytes or the
-// result is not finite, and of kind usage when the stride does not divide seq_len or no document has the
-// 2 seq_len - stride bytes that it takes. The same bits for any number of threads.
+// are context, not scored. A model that is not causal has no state to go on from: its documents are cut into sequences
+// of batch_tokens where they are longer. The model's vocabulary must be the 256 bytes. Throws Error when the text has
+// no bytes or the result is not finite, and of kind usage when the stride does not divide seq_len or no document has
+// the 2 seq_len - stride bytes that it takes. The same bits for any number of threads.
 Evaluation evaluate(nn::Model<float>& model, const Text& text, const EvaluationOptions& options = {});
 
 }  // namespace loglinear::app

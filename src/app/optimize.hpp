@@ -21,9 +21,10 @@ Moments new_moments(nn::Model<float>& model);
 struct OptimizerSettings {
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8;
   double weight_decay = 0.1;  // of the parameters that Parameter::decay names
-  // Learning rate of what makes level scales, times that of the others; below 0: 1 for levels by content, otherwise 0.1.
+  // Learning rate of what makes level scales, times that of the others; below 0: 1 for levels by content, otherwise
+  // 0.1.
   double scales_lr = -1;
-  double clip = 1.0;          // largest norm of all gradients together; 0: no clipping
+  double clip = 1.0;  // largest norm of all gradients together; 0: no clipping
 };
 
 struct StepResult {

@@ -743,8 +743,7 @@ TEST_F(Train, TheSameBytesStandAtEveryPositionWithAStride) {
         double largest = -1e30, sum = 0;
         for (const float x : logits) largest = std::max<double>(largest, x);
         for (const float x : logits) sum += std::exp(x - largest);
-        bits[position] -=
-            (logits[static_cast<unsigned char>(document[b])] - largest - std::log(sum)) / std::log(2.0);
+        bits[position] -= (logits[static_cast<unsigned char>(document[b])] - largest - std::log(sum)) / std::log(2.0);
         ++bytes[position];
       }
     }
@@ -765,11 +764,12 @@ TEST_F(Train, TheSameBytesStandAtEveryPositionWithAStride) {
     }
   }
   std::int64_t last = 0, all = 0;
-  evaluate(*model, text,
-           {.seq_len = kLength, .stride = kStride, .batch_tokens = 24, .progress = [&](std::int64_t done, std::int64_t n) {
-              EXPECT_GT(done, last);
-              last = done, all = n;
-            }});
+  evaluate(
+      *model, text,
+      {.seq_len = kLength, .stride = kStride, .batch_tokens = 24, .progress = [&](std::int64_t done, std::int64_t n) {
+         EXPECT_GT(done, last);
+         last = done, all = n;
+       }});
   EXPECT_EQ(last, all);
   EXPECT_EQ(all, 8 * kLength);
   EXPECT_THROW(evaluate(*model, text, {.seq_len = 12, .stride = 5, .progress = {}}), Error);

@@ -25,8 +25,8 @@ enum class Init {
 
 // How L begins: as one where it scales dl alone. Under `content` it scales what comes from queries and keys too, which
 // say nothing before they are trained: as zero, so that all states are read alike at first. The gradient of L is then
-// of the size of the matches, and theirs is zero: were matches small too, neither would learn for long; were they large,
-// what they say by chance would disturb.
+// of the size of the matches, and theirs is zero: were matches small too, neither would learn for long; were they
+// large, what they say by chance would disturb.
 inline Init level_init(const ModelConfig& config) {
   return config.level_policy == LevelPolicy::content ? Init::zeros : Init::ones;
 }

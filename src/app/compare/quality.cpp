@@ -22,7 +22,7 @@ namespace loglinear::app::compare {
 namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-constexpr int kMaxSkippedInARow = 10;  // as `train`
+constexpr int kMaxSkippedInARow = 10;                      // as `train`
 constexpr std::int64_t kMostSeed = std::int64_t{1} << 53;  // below kHeldOutSeed
 
 enum class Subject { recall, text };
