@@ -57,7 +57,6 @@ TrainSettings train_settings(const DemoSettings& settings, std::uint64_t bytes, 
   train.key_width = 32;
   train.value_width = 64;
   train.mlp_width = 384;
-  train.initializer_range = 0.02;
   train.lr = 5e-3;
   train.warmup = 30;
   train.seed = settings.seed;
