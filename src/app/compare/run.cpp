@@ -133,10 +133,15 @@ class Run {
         fail_usage(kWhere, "--width: adamas needs a power of two, got {}", s_.width);
       std::erase_if(chosen_, needs_power_of_two);
     }
-    // Short lengths that nobody asked for tell what the first one that somebody did ask for will take.
+    // Lengths that nobody asked for tell what the next one that somebody did ask for will take: two short calls that
+    // were disturbed would not foretell one a thousand times as long.
     std::vector<std::int64_t> all;
-    for (std::int64_t T = kFirstProbe; 2 * T <= lengths_.front(); T *= 4) all.push_back(T);
-    all.insert(all.end(), lengths_.begin(), lengths_.end());
+    std::int64_t probe = kFirstProbe;
+    for (const std::int64_t T : lengths_) {
+      for (; 2 * probe <= T; probe *= 4) all.push_back(probe);
+      all.push_back(T);
+      probe = 4 * T;
+    }
     for (const Mechanism* m : chosen_) {
       if (m->forward) chains_.push_back({m, kForward, all, {}});
       if (m->train) chains_.push_back({m, kForwardBackward, all, {}});
