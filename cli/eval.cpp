@@ -195,9 +195,6 @@ int run_eval(const Flags& flags) {
   constexpr std::int64_t kMost = std::int64_t{1} << 50;
   need("--seq-len", flags.seq_len, 0, kMost);
   need("--stride", flags.stride, 0, kMost);
-  if (flags.stride > 0 && flags.seq_len == 0) fail_usage("eval", "--stride: needs a --seq-len");
-  if (flags.stride > 0 && flags.seq_len % flags.stride != 0)
-    fail_usage("eval", "--stride: got {}, need what divides --seq-len, {}", flags.stride, flags.seq_len);
   need("--max-bytes", flags.max_bytes, 0, kMost);
   need("--bins", flags.bins, 1, 1 << 16);
   need("--threads", flags.threads, 0, 4096);
@@ -211,6 +208,9 @@ int run_eval(const Flags& flags) {
   for (const auto& [name, option] : task ? flags.text_options : flags.task_options)
     if (option->count() > 0)
       fail_usage("eval", "--{}: {}", name, task ? "of text, not of a --task" : "only a --task has it");
+  if (flags.stride > 0 && flags.seq_len == 0) fail_usage("eval", "--stride: needs a --seq-len");
+  if (flags.stride > 0 && flags.seq_len % flags.stride != 0)
+    fail_usage("eval", "--stride: got {}, need what divides --seq-len, {}", flags.stride, flags.seq_len);
   // Known before minutes of scoring, not after them.
   if (!flags.html.empty()) io::AtomicFile(flags.html).write("");
   return task ? eval_task(flags) : eval_text(flags);

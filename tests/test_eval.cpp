@@ -201,7 +201,7 @@ TEST_F(Eval, WrongUsage) {
   refused(eval({"--data", "text", "--bins", "0"}), 2, "--bins");
   refused(eval({"--data", "text", "--stride", "4"}), 2, "--stride: needs a --seq-len");
   refused(eval({"--data", "text", "--seq-len", "32", "--stride", "12"}), 2, "need what divides --seq-len, 32");
-  refused(eval({"--task", "mqar", "--stride", "4"}), 2, "--stride");
+  refused(eval({"--task", "mqar", "--stride", "4"}), 2, "--stride: of text");
   refused({"eval", (scratch_ / "nowhere").string(), "--task", "mqar"}, 1, "nowhere");
 
   const std::string out = (scratch_ / "other").string();
