@@ -646,6 +646,14 @@ TEST_F(Train, ModelsThatCannotFitAreRefused) {
   EXPECT_NE(error_of([&] { train(s); }, Error::Kind::usage).find("memory"), std::string::npos);
 }
 
+// -log2 of the probability of a token.
+double bits_of(const std::vector<float>& logits, std::int32_t token) {
+  double largest = -1e30, sum = 0;
+  for (const float x : logits) largest = std::max<double>(largest, x);
+  for (const float x : logits) sum += std::exp(x - largest);
+  return -(logits[static_cast<std::size_t>(token)] - largest - std::log(sum)) / std::log(2.0);
+}
+
 TEST_F(Train, EvaluationScoresEveryByteOnce) {
   TrainSettings s = settings("a");
   train(s);
@@ -673,11 +681,8 @@ TEST_F(Train, EvaluationScoresEveryByteOnce) {
     std::int32_t token = kSeparator;
     for (const char c : document) {
       model->read(state, std::span(&token, 1), logits);
-      double largest = -1e30, sum = 0;
-      for (const float x : logits) largest = std::max<double>(largest, x);
-      for (const float x : logits) sum += std::exp(x - largest);
       token = static_cast<unsigned char>(c);
-      expected -= (logits[token] - largest - std::log(sum)) / std::log(2.0);
+      expected += bits_of(logits, token);
     }
   }
   EXPECT_NEAR(whole.bits, expected, 1e-4 * expected);
@@ -740,10 +745,7 @@ TEST_F(Train, TheSameBytesStandAtEveryPositionWithAStride) {
           const std::int32_t token = t < 0 ? kSeparator : static_cast<unsigned char>(document[t]);
           model->read(state, std::span(&token, 1), logits);
         }
-        double largest = -1e30, sum = 0;
-        for (const float x : logits) largest = std::max<double>(largest, x);
-        for (const float x : logits) sum += std::exp(x - largest);
-        bits[position] -= (logits[static_cast<unsigned char>(document[b])] - largest - std::log(sum)) / std::log(2.0);
+        bits[position] += bits_of(logits, static_cast<unsigned char>(document[b]));
         ++bytes[position];
       }
     }
