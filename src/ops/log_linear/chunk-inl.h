@@ -567,8 +567,9 @@ class Heads {
   template <class Tensor>
   void prefetch_rows(const Tensor& x, std::int64_t h, std::int64_t first, std::int64_t width, std::int64_t part = 0,
                      std::int64_t parts = 1) {
-    if (first >= sequence_.tokens) return;
-    const std::int64_t element = static_cast<std::int64_t>(size_of(x.dtype)), begin = std::max<std::int64_t>(first, 0),
+    const std::int64_t begin = std::max<std::int64_t>(first, 0);
+    if (begin >= sequence_.tokens) return;  // (an empty sequence may have no data)
+    const std::int64_t element = static_cast<std::int64_t>(size_of(x.dtype)),
                        rows = first + piece_length(first) - begin, from = rows * part / parts;
     soon_.add(static_cast<const char*>(x.data) +
                   log_linear::offset(x, sequence_.batch, sequence_.first + begin + from, h) * element,

@@ -244,6 +244,16 @@ void expect_written(const std::vector<Array*>& outputs) {
   expect_untouched(outputs);  // the elements taken back, everything else must be as before
 }
 
+bool all_finite(const Array& bf16) {
+  bool finite = true;
+  bf16.each([&](std::int64_t offset) {
+    std::uint16_t bits;
+    std::memcpy(&bits, bf16.memory.get() + offset, 2);
+    finite = finite && (bits & 0x7f80) != 0x7f80;
+  });
+  return finite;
+}
+
 std::vector<std::byte> contents(const Array& a) { return {a.memory.get(), a.memory.get() + a.before.size()}; }
 
 }  // namespace
@@ -337,7 +347,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         a.threads = threads == 1 ? 3 : 1;
         a.final_state = {};
         log_linear::forward(a);
-        if (contents(outputs[0]) != once) wrong("the bits depend on the number of threads");
+        // (The contract excepts heads with a NaN or infinity where bfloat16 is multiplied.)
+        if ((dtype != DType::bf16 || all_finite(outputs[0])) && contents(outputs[0]) != once)
+          wrong("the bits depend on the number of threads");
         expect_written(written());
       }
       for (const State& state : final_states)

@@ -466,6 +466,32 @@ TEST(State, GradientsThroughStatesEqualTheReference) {
     }
 }
 
+// No tokens, hence no data, after a state whose last chunk is open: the state and its gradient pass through.
+TEST(State, PassesThroughACallWithoutTokens) {
+  for (Rule rule : kRules) {
+    Problem<float> p({.rule = rule, .T = 21, .G = 1, .H = 2, .K = 5, .V = 3, .L = 4, .chunk = 8}, 1);
+    std::vector<State> before(1), after(1), dbefore(1);
+    ForwardArgs a = p.forward_args();
+    a.final_state = before;
+    log_linear::forward(a);
+
+    a = piece(a, 0, 0);
+    BackwardArgs d = piece(p.backward_args(), 0, 0);
+    for (ConstTensor* x : {&a.q, &a.k, &a.v, &a.g, &a.level_scales, &d.q, &d.k, &d.v, &d.g, &d.level_scales, &d.dout})
+      x->data = nullptr;
+    for (Tensor* x : {&a.out, &d.dq, &d.dk, &d.dv, &d.dg, &d.dlevel_scales}) x->data = nullptr;
+    a.beta.data = d.beta.data = nullptr, d.dbeta.data = nullptr;
+    a.initial_state = before, a.final_state = after;
+    log_linear::forward(a);
+    EXPECT_EQ(after[0].position(), 21);
+    EXPECT_EQ(dense(after[0]), dense(before[0]));
+    d.initial_state = before, d.dfinal_state = before,
+    d.dinitial_state = dbefore;  // any numbers will do for a gradient
+    log_linear::backward(d);
+    EXPECT_TRUE(close("dinitial", dense(dbefore[0]), dense(before[0]), 1e-6));
+  }
+}
+
 TEST(State, StepEqualsForward) {
   for (Rule rule : kRules) {
     const Shape shape{.rule = rule, .B = 2, .T = 300, .G = 1, .H = 2, .K = 9, .V = 7, .L = 7};
