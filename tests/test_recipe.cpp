@@ -218,6 +218,38 @@ model = {as_log_linear = true}
     EXPECT_NE(outcome.out.find(part), std::string::npos) << part << "\n" << outcome.out;
 }
 
+TEST(Recipe, TextThatCannotBeScoredIsKnownBeforeAnythingIsTrained) {
+  const Scratch scratch;
+  const std::string data = scratch.file("text.txt", std::string(20000, 'a'));
+  constexpr const char* kText = R"(
+[settings]
+seq-len = 64
+batch-tokens = 128
+hidden-size = 16
+layers = 1
+heads = 2
+key-width = 8
+value-width = 8
+mlp-width = 16
+steps = 5
+[[case]]
+name = "unit"
+mixer = "mamba2"
+[[score]]
+kind = "text"
+)";
+  const auto refused = [&](const std::string& score, int code, const char* reason) {
+    const Outcome outcome =
+        recipe(scratch.file("text.toml", kText + score), scratch / "out", {"--data", data, "--seeds", "1"});
+    EXPECT_EQ(not_one_clear_line(outcome, code), "") << score;
+    EXPECT_NE(outcome.err.find(reason), std::string::npos) << outcome.err;
+    EXPECT_NE(outcome.err.find("unit-1: "), std::string::npos) << outcome.err;
+    EXPECT_FALSE(fs::exists(scratch / "out" / "unit-1")) << score;
+  };
+  refused("length = 1024\nstride = 128\n", 2, "no document has the 1920 bytes");  // 5 % of the text are 1000
+  refused("data = [\"" + (scratch / "none.txt").string() + "\"]\n", 1, "none.txt");
+}
+
 TEST(Recipe, TheDryRunOnlyLists) {
   const Scratch scratch;
   const std::string file = scratch.file("small.toml", kTask);

@@ -69,13 +69,22 @@ void add(Batch& batch, const Text& text, const Scored& sequence, std::int64_t be
   }
 }
 
+std::int64_t length_of(const EvaluationOptions& options) {
+  return options.seq_len > 0 ? options.seq_len : std::numeric_limits<std::int64_t>::max() / 2;
+}
+
 }  // namespace
+
+void check_text(const Text& text, const EvaluationOptions& options) {
+  if (text.bytes() == 0) fail("evaluate", "there is no text");
+  if (options.stride != 0) overlapping(text, length_of(options), options.stride);
+}
 
 Evaluation evaluate(nn::Model<float>& model, const Text& text, const EvaluationOptions& options) {
   if (model.config().vocab_size != 256)
     fail("evaluate", "the model has a vocabulary of {}, the text is read as 256 bytes", model.config().vocab_size);
-  if (text.bytes() == 0) fail("evaluate", "there is no text");
-  std::int64_t seq_len = options.seq_len > 0 ? options.seq_len : std::numeric_limits<std::int64_t>::max() / 2;
+  check_text(text, options);
+  std::int64_t seq_len = length_of(options);
   if (!nn::find_family(model.config().family)->causal) seq_len = std::min(seq_len, options.batch_tokens);
   const std::vector<Scored> sequences = sequences_of(text, seq_len, options.stride);
   Evaluation result;

@@ -45,6 +45,9 @@ struct EvaluationOptions {
 // loss is not that of a language model.
 std::string future_warning(const nn::ModelConfig& config);
 
+// Throws what evaluate() would throw for this text and these options, whatever the model.
+void check_text(const Text& text, const EvaluationOptions& options);
+
 // Scores every byte of the text once (but for a stride), each document (or piece of it) from an empty state; separators
 // are context, not scored. A model that is not causal has no state to go on from: its documents are cut into sequences
 // of batch_tokens where they are longer. The model's vocabulary must be the 256 bytes. Throws Error when the text has

@@ -68,6 +68,8 @@ class Runner {
   bool read_result(std::size_t i);
   void write_result(std::size_t i, bool ended);
   void read_texts();
+  template <class F>
+  void of_training(std::size_t i, const F& f);
   std::string text_key(const TrainSettings& settings) const;
   const Text& text_of(const TrainSettings& settings) const;
   bool interrupted() const { return stop_ || (hooks_.interrupted && hooks_.interrupted()); }
@@ -169,19 +171,40 @@ std::string Runner::text_key(const TrainSettings& s) const {
 
 const Text& Runner::text_of(const TrainSettings& settings) const { return texts_.at(text_key(settings)); }
 
-// Every text once, and before anything is trained: a missing file is known at once.
+// Calls f; an error names the training.
+template <class F>
+void Runner::of_training(std::size_t i, const F& f) {
+  try {
+    f();
+  } catch (const Error& error) {
+    const std::string text = error.what();
+    const std::size_t at = text.find("] ");
+    throw Error(kRecipe, recipe_.trainings[i].name + ": " + (at == text.npos ? text : text.substr(at + 2)),
+                error.kind());
+  }
+}
+
+// Every text once, and before anything is trained: one that is missing or too short is known at once.
 void Runner::read_texts() {
-  for (const RecipeTraining& training : recipe_.trainings) {
+  for (std::size_t i = 0; i < recipe_.trainings.size(); ++i) {
+    const RecipeTraining& training = recipe_.trainings[i];
     const std::string key = text_key(training.settings);
-    if (texts_.contains(key)) continue;
-    const bool needed = std::any_of(recipe_.measurements.begin(), recipe_.measurements.end(), [](const Measurement& m) {
-      return m.kind == Measurement::Kind::task || (m.kind == Measurement::Kind::text && !m.definition.contains("data"));
-    });
-    texts_.emplace(key, needed ? held_out_text(training.settings) : Text());
-    for (const Measurement& m : recipe_.measurements)
-      if (m.kind == Measurement::Kind::text && !m.definition.contains("data") && texts_.at(key).bytes() == 0)
+    if (!texts_.contains(key)) {
+      const bool needed =
+          std::any_of(recipe_.measurements.begin(), recipe_.measurements.end(), [](const Measurement& m) {
+            return m.kind == Measurement::Kind::task ||
+                   (m.kind == Measurement::Kind::text && !m.definition.contains("data"));
+          });
+      texts_.emplace(key, needed ? held_out_text(training.settings) : Text());
+    }
+    for (std::size_t m = 0; m < recipe_.measurements.size(); ++m) {
+      const Measurement& measurement = recipe_.measurements[m];
+      if (measurement.kind != Measurement::Kind::text || !result_.outcomes[i].values[m].empty()) continue;
+      if (!measurement.definition.contains("data") && texts_.at(key).bytes() == 0)
         fail_usage(kRecipe, "{}: nothing is held out of the text (val-fraction 0): nothing can be scored",
                    training.name);
+      of_training(i, [&] { check_text_score(measurement, training.settings, texts_.at(key)); });
+    }
   }
 }
 
@@ -300,15 +323,10 @@ void Runner::work() {
       if (interrupted()) break;
       states_[i].began = monotonic_seconds();
       states_[i].running = true;
-      try {
+      of_training(i, [&] {
         if (!states_[i].old) train_one(i);
         measure_one(i, false);
-      } catch (const Error& error) {
-        const std::string text = error.what();
-        const std::size_t at = text.find("] ");
-        throw Error(kRecipe, recipe_.trainings[i].name + ": " + (at == text.npos ? text : text.substr(at + 2)),
-                    error.kind());
-      }
+      });
       states_[i].running = false;
       report(i);
     }

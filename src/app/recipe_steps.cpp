@@ -48,21 +48,27 @@ std::vector<RecipeValue> measure_task(nn::Model<float>& model, const json& defin
   return {std::isfinite(score.loss) ? score.all.accuracy() : kNoValue};
 }
 
-std::vector<RecipeValue> measure_text(nn::Model<float>& model, const json& definition, const TrainSettings& settings,
-                                      const Text& held_out, const std::function<bool()>& interrupted) {
+// The text of a "text" measurement, and how it is read.
+Text scored_text(const json& definition, const Text& held_out) {
   const std::int64_t limit = definition.at("bytes");
-  Text text;
-  if (definition.contains("data")) {
-    const auto paths = definition.at("data").get<std::vector<std::string>>();
-    text = Text(
-        io::read_text(std::vector<io::Path>(paths.begin(), paths.end()), static_cast<std::uint64_t>(limit)).documents);
-  } else {
-    text = beginning_of(held_out, limit);
-  }
+  if (!definition.contains("data")) return beginning_of(held_out, limit);
+  const auto paths = definition.at("data").get<std::vector<std::string>>();
+  return Text(
+      io::read_text(std::vector<io::Path>(paths.begin(), paths.end()), static_cast<std::uint64_t>(limit)).documents);
+}
+
+EvaluationOptions evaluation_options(const json& definition, const TrainSettings& settings) {
   EvaluationOptions options;
   options.seq_len = definition.at("length");
   if (options.seq_len == 0) options.seq_len = settings.seq_len;
   options.stride = definition.value("stride", std::int64_t{0});
+  return options;
+}
+
+std::vector<RecipeValue> measure_text(nn::Model<float>& model, const json& definition, const TrainSettings& settings,
+                                      const Text& held_out, const std::function<bool()>& interrupted) {
+  const Text text = scored_text(definition, held_out);
+  EvaluationOptions options = evaluation_options(definition, settings);
   options.progress = [&](std::int64_t, std::int64_t) {
     if (interrupted && interrupted()) throw Interrupted{};
   };
@@ -184,6 +190,10 @@ TaskSettings task_to_score(const TrainSettings& settings, const json& definition
   }
   overlay(task, definition.at("task"), source);
   return resolved(task);
+}
+
+void check_text_score(const Measurement& measurement, const TrainSettings& settings, const Text& held_out) {
+  check_text(scored_text(measurement.definition, held_out), evaluation_options(measurement.definition, settings));
 }
 
 Text held_out_text(const TrainSettings& settings) {

@@ -39,6 +39,9 @@ TaskSettings task_to_score(const TrainSettings& settings, const nlohmann::json& 
 // none.
 Text held_out_text(const TrainSettings& settings);
 
+// Throws Error when measure() would find no text, or none long enough, for a "text" measurement.
+void check_text_score(const Measurement& measurement, const TrainSettings& settings, const Text& held_out);
+
 // One value for each column. checkpoint: the folder of the trained model. text: held_out_text(), of which tasks are
 // made too. Throws Error; stops with Interrupted when `interrupted` says so.
 struct Interrupted {};
