@@ -47,6 +47,18 @@ length = 64
 seconds = 0
 )";
 
+const std::string kTextSettings = R"([settings]
+seq-len = 64
+batch-tokens = 128
+hidden-size = 16
+layers = 1
+heads = 2
+key-width = 8
+value-width = 8
+mlp-width = 16
+steps = 5
+)";
+
 Outcome recipe(const fs::path& file, const fs::path& out, Arguments more = {}) {
   more.insert(more.begin(), {"recipe", file.string(), "--out", out.string()});
   return run(more);
@@ -177,18 +189,7 @@ TEST(Recipe, TextByPosition) {
   std::string text;
   for (int i = 0; i < 2000; ++i) text += (i * i) % 7 < 3 ? "a state " : "the counter\n";
   const std::string data = scratch.file("text.txt", text);
-  const std::string file = scratch.file("text.toml", R"(
-[settings]
-seq-len = 64
-batch-tokens = 128
-hidden-size = 16
-layers = 1
-heads = 2
-key-width = 8
-value-width = 8
-mlp-width = 16
-steps = 5
-[[case]]
+  const std::string file = scratch.file("text.toml", kTextSettings + R"([[case]]
 name = "ours"
 mixer = "log_linear_mamba2"
 [[case]]
@@ -221,18 +222,7 @@ model = {as_log_linear = true}
 TEST(Recipe, TextThatCannotBeScoredIsKnownBeforeAnythingIsTrained) {
   const Scratch scratch;
   const std::string data = scratch.file("text.txt", std::string(20000, 'a'));
-  constexpr const char* kText = R"(
-[settings]
-seq-len = 64
-batch-tokens = 128
-hidden-size = 16
-layers = 1
-heads = 2
-key-width = 8
-value-width = 8
-mlp-width = 16
-steps = 5
-[[case]]
+  const std::string recipe_text = kTextSettings + R"([[case]]
 name = "unit"
 mixer = "mamba2"
 [[score]]
@@ -240,7 +230,7 @@ kind = "text"
 )";
   const auto refused = [&](const std::string& score, int code, const char* reason) {
     const Outcome outcome =
-        recipe(scratch.file("text.toml", kText + score), scratch / "out", {"--data", data, "--seeds", "1"});
+        recipe(scratch.file("text.toml", recipe_text + score), scratch / "out", {"--data", data, "--seeds", "1"});
     EXPECT_EQ(not_one_clear_line(outcome, code), "") << score;
     EXPECT_NE(outcome.err.find(reason), std::string::npos) << outcome.err;
     EXPECT_NE(outcome.err.find("unit-1: "), std::string::npos) << outcome.err;
