@@ -80,12 +80,22 @@ const Named& best() {
 
 const Named* forced = nullptr;
 
+// The first name of what Highway calls a target: compiled for AVX2, as for ARM, the baseline is not a set of its own.
+std::string name_of(const std::string& highway_name, Bf16Unit bf16) {
+  for (const Named& n : kNames)
+    if (highway_name == hwy::TargetName(n.target) && n.bf16 == bf16) return n.name;
+  std::string name = highway_name;
+  for (char& c : name)
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
+  return name;
+}
+
 }  // namespace
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
   for (const Named& n : kNames)
-    if (available(n)) names.push_back(n.name);
+    if (available(n) && name_of(hwy::TargetName(n.target), n.bf16) == n.name) names.push_back(n.name);
   return names;
 }
 
@@ -94,14 +104,7 @@ Bf16Unit bf16_unit() {
   return forced ? forced->bf16 : unit;
 }
 
-std::string instruction_set_name(const std::string& highway_name) {
-  for (const Named& n : kNames)
-    if (highway_name == hwy::TargetName(n.target) && n.bf16 == bf16_unit()) return n.name;
-  std::string name = highway_name;
-  for (char& c : name)
-    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
-  return name;
-}
+std::string instruction_set_name(const std::string& highway_name) { return name_of(highway_name, bf16_unit()); }
 
 void force_instruction_set(const std::string& wanted) {
   const char* from_environment = std::getenv("LOGLINEAR_ISA");
