@@ -38,7 +38,7 @@ where what is asked for stood, from 0 (beginning) to 1 (just before the question
 of the checkpoint, when that was on the same task, but all examples of a row have its full length and number of items,
 whatever --min-length, --min-items and --item-length the training mixed (its own validation has that mix, and so another
 accuracy); lengths are then 1, 2, 4 and 8 times the trained one. The interval (Wilson) takes answers as independent of
-each other. Examples are held out: no training sees them.
+each other. Examples are held out: no training sees them. Those of text_recall are new as far as --data is.
 --json prints one object: task, examples, cells: a list of {length, items, depth_first, depth_last, answers, right,
 accuracy}, totals: a list of {length, items, answers, right, accuracy, accuracy_low, accuracy_high, loss (nats of a
 scored token), chance}; accuracy is null where nothing was asked for.
@@ -138,9 +138,7 @@ int eval_task(const Flags& flags) {
   // As trained where nothing else is said; a row has examples of one length and one number of items.
   app::TaskSettings task{.name = flags.task.name};
   const bool as_trained = training && training->task.name == task.name;
-  if (as_trained) task = training->task;
-  task.min_length = task.min_items = task.item_length = 0;
-  task.item_power = 0;
+  if (as_trained) task = app::scored_task_of(*training);
   nlohmann::json given;
   app::for_each_task_setting(flags.task, [&](const std::string& name, const auto& value, const auto&...) {
     for (const auto& option : flags.task_options)

@@ -50,6 +50,8 @@ int run_recipe(const Flags& flags, bool json) {
   if (flags.seeds_given) at_least("--seeds", flags.options.seeds, 1);
   at_least("--seed", flags.options.seed, -1);
   if (flags.examples_given) at_least("--examples", flags.options.examples, 1);
+  if (flags.options.examples > 1 << 24)
+    fail_usage("recipe", "--examples: got {}, need 1 to 2^24", flags.options.examples);
   if (flags.options.seeds > 1000) fail_usage("recipe", "--seeds: got {}, need 1 to 1000", flags.options.seeds);
   const app::Recipe recipe = app::read_recipe(flags.file, flags.options);
   if (flags.dry_run) {

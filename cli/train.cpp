@@ -18,7 +18,8 @@ constexpr const char* kNotes =
     R"(Configuration file: keys are the names of the flags, with - or _; lists for --data and --val-data. Flags win.
 Text: every file is a document, every line of a .jsonl or .ndjson file another. A byte 0 stands between documents.
 Task: examples 0, 1, 2, ... of --seed, at most --seq-len tokens each, as many as fit into --batch-tokens; loglinear task
-shows them. The vocabulary of the model is the task's. A validation is the part of held-out answers that are right.
+shows them. The vocabulary of the model is the task's. A validation is the part of held-out answers that are right; of
+--data, where examples are made from it, a part is held out for them.
 Files: OUT/step-0000200/{config.json, model.safetensors, optimizer.safetensors, trainer.json}, the last two kept, and
 OUT/log.jsonl, one object a line: type (train, validation, skipped), step, loss (nats of a scored token), bits_per_byte
 (of text), accuracy, answers, right (of a task, validation), best (so far), lr, grad_norm,

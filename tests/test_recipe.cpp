@@ -140,6 +140,65 @@ TEST(Recipe, MakesATableAndTheSameNumbersAgainWithAnyNumberOfJobs) {
   EXPECT_NE(other.err.find("lr 0.002, not 0.5"), std::string::npos) << other.err;
 }
 
+// A folder with another training is never taken for the one that is asked for.
+TEST(Recipe, AFolderOfAnotherTrainingIsRefused) {
+  const Scratch scratch;
+  const std::string data = scratch.file("text.txt", std::string(20000, 'a')),
+                    file = scratch.file("text.toml", kTextSettings + "mixer = \"log_linear_mamba2\"\n" +
+                                                         "[[score]]\nkind = \"text\"\nbytes = 100\n");
+  const auto refused = [&](const Arguments& more, const char* reason) {
+    Arguments arguments = {"--data", data};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    const Outcome outcome = recipe(file, scratch / "out", arguments);
+    EXPECT_EQ(not_one_clear_line(outcome, 2), "");
+    EXPECT_NE(outcome.err.find(reason), std::string::npos) << outcome.err;
+  };
+  // Trained by hand, without a result.json.
+  ASSERT_EQ(run({"train",
+                 "--mixer",
+                 "log_linear_mamba2",
+                 "--data",
+                 data,
+                 "--seq-len",
+                 "64",
+                 "--batch-tokens",
+                 "128",
+                 "--hidden-size",
+                 "16",
+                 "--layers",
+                 "1",
+                 "--heads",
+                 "2",
+                 "--key-width",
+                 "8",
+                 "--value-width",
+                 "8",
+                 "--mlp-width",
+                 "16",
+                 "--steps",
+                 "5",
+                 "--threads",
+                 "1",
+                 "--lr",
+                 "0.5",
+                 "--out",
+                 (scratch / "out/training-1").string()})
+                .code,
+            0);
+  refused({}, "lr 0.5, not 0.002");
+  fs::remove_all(scratch / "out");
+  // With a setting that is not there by default, and the other way around.
+  const Outcome made = recipe(file, scratch / "out", {"--data", data, "--set", "scales-lr=0.9"});
+  ASSERT_EQ(made.code, 0) << made.err;
+  refused({}, "scales-lr 0.9, not by default");
+  fs::remove_all(scratch / "out");
+  ASSERT_EQ(recipe(file, scratch / "out", {"--data", data}).code, 0);
+  refused({"--set", "scales-lr=0.9"}, "scales-lr by default, not 0.9");
+  // With other text under the same name.
+  scratch.file("text.txt", std::string(20000, 'b'));
+  refused({}, "another text");
+}
+
 TEST(Recipe, GoesOnAfterAnInterruption) {
   const Scratch scratch;
   const std::string file = scratch.file("small.toml", kTask);
@@ -228,16 +287,17 @@ mixer = "mamba2"
 [[score]]
 kind = "text"
 )";
-  const auto refused = [&](const std::string& score, int code, const char* reason) {
+  const auto refused = [&](const std::string& score, int code, const std::string& reason) {
     const Outcome outcome =
         recipe(scratch.file("text.toml", recipe_text + score), scratch / "out", {"--data", data, "--seeds", "1"});
     EXPECT_EQ(not_one_clear_line(outcome, code), "") << score;
     EXPECT_NE(outcome.err.find(reason), std::string::npos) << outcome.err;
-    EXPECT_NE(outcome.err.find("unit-1: "), std::string::npos) << outcome.err;
     EXPECT_FALSE(fs::exists(scratch / "out" / "unit-1")) << score;
   };
-  refused("length = 1024\nstride = 128\n", 2, "no document has the 1920 bytes");  // 5 % of the text are 1000
+  refused("length = 1024\nstride = 128\n", 2, "unit-1: stride: no document has the 1920 bytes");  // 5 % are 1000
   refused("data = [\"" + (scratch / "none.txt").string() + "\"]\n", 1, "none.txt");
+  refused("[[score]]\nkind = \"task\"\nname = \"text_recall\"\nlength = 4096\n", 1,
+          "unit-1: text_recall: the text has 1000 bytes");
 }
 
 TEST(Recipe, TheDryRunOnlyLists) {

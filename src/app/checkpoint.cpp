@@ -100,11 +100,11 @@ std::string sizes_text(const nn::ModelConfig& c) {
                      c.num_layers, c.num_heads);
 }
 
-nn::ModelConfig as_log_linear(nn::ModelConfig config, const fs::path& path) {
+nn::ModelConfig as_log_linear(nn::ModelConfig config, const std::string& name) {
   if (config.family == "mamba2" || config.family == "gated_deltanet")
     config.family = "log_linear_" + config.family;
   else
-    fail_usage(kWhere, "{} is a {} model; only mamba2 and gated_deltanet can be read as log-linear", path.string(),
+    fail_usage(kWhere, "{} is a {} model; only mamba2 and gated_deltanet can be read as log-linear", name,
                config.family);
   config.unit_scales = true;
   config.num_levels = nn::ModelConfig{}.num_levels;
@@ -119,22 +119,7 @@ nn::ModelConfig read_config(const fs::path& path, const LoadOptions& options) {
   } catch (const Error& error) {
     fail(kWhere, "{}: {}", path.string(), message_of(error));
   }
-  if (options.as_log_linear) config = as_log_linear(config, path);
-  if (options.level_policy.empty() && options.trained_levels == 0) return config;
-  if (!nn::find_family(config.family)->log_linear || config.unit_scales)
-    fail_usage(kWhere, "{} is a {} model without level scales: it has no level policy and no trained levels",
-               path.string(), config.family);
-  if (!options.level_policy.empty()) {
-    const LevelPolicy policy = nn::level_policy(options.level_policy), trained = config.level_policy;
-    const auto by_scale = [](LevelPolicy p) { return p == LevelPolicy::share || p == LevelPolicy::stretch; };
-    if (policy != trained && !(by_scale(policy) && by_scale(trained)) && options.warn)
-      options.warn(fmt::format(
-          "{} was trained with level policy {}: with {} its trained levels are read differently too", path.string(),
-          nn::level_policy_names()[static_cast<std::size_t>(trained)], options.level_policy));
-    config.level_policy = policy;
-  }
-  if (options.trained_levels != 0) config.trained_levels = options.trained_levels;
-  return nn::resolved(config);
+  return read_as(std::move(config), options, path.string());
 }
 
 // Throws Error unless the file holds exactly the parameters of the configuration, before anything is allocated.
@@ -190,6 +175,25 @@ fs::path find_checkpoint(const fs::path& path, const Warn& warn) {
   if (fs::exists(path / "config.json", ignored)) return path;
   if (const auto checkpoint = newest_checkpoint(path, warn)) return checkpoint->folder;
   fail(kWhere, "{}: config.json is missing, and there is no folder step-* either", path.string());
+}
+
+nn::ModelConfig read_as(nn::ModelConfig config, const LoadOptions& options, const std::string& name) {
+  if (options.as_log_linear) config = as_log_linear(config, name);
+  if (options.level_policy.empty() && options.trained_levels == 0) return config;
+  if (!nn::find_family(config.family)->log_linear || config.unit_scales)
+    fail_usage(kWhere, "{} is a {} model without level scales: it has no level policy and no trained levels", name,
+               config.family);
+  if (!options.level_policy.empty()) {
+    const LevelPolicy policy = nn::level_policy(options.level_policy), trained = config.level_policy;
+    const auto by_scale = [](LevelPolicy p) { return p == LevelPolicy::share || p == LevelPolicy::stretch; };
+    if (policy != trained && !(by_scale(policy) && by_scale(trained)) && options.warn)
+      options.warn(
+          fmt::format("{} was trained with level policy {}: with {} its trained levels are read differently too", name,
+                      nn::level_policy_names()[static_cast<std::size_t>(trained)], options.level_policy));
+    config.level_policy = policy;
+  }
+  if (options.trained_levels != 0) config.trained_levels = options.trained_levels;
+  return nn::resolved(config);
 }
 
 nn::ModelConfig load_config(const fs::path& path, const LoadOptions& options) {

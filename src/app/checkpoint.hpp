@@ -31,6 +31,10 @@ struct LoadOptions {
                    // level_policy that changes what was trained
 };
 
+// The configuration of a model, resolved, as the options have it read; `name` says whose it is in errors and warnings.
+// Throws Error of kind usage when the model has no such option, and as nn::resolved() does.
+nn::ModelConfig read_as(nn::ModelConfig config, const LoadOptions& options, const std::string& name);
+
 // The folder with the model that `path` stands for: path itself when it has a config.json, otherwise the newest
 // complete checkpoint below the training folder `path`. Throws Error when there is none, naming what is missing.
 std::filesystem::path find_checkpoint(const std::filesystem::path& path, const Warn& warn = {});

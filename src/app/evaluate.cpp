@@ -50,6 +50,7 @@ std::vector<Scored> overlapping(const Text& text, std::int64_t seq_len, std::int
 }
 
 std::vector<Scored> sequences_of(const Text& text, std::int64_t seq_len, std::int64_t stride) {
+  if (text.bytes() == 0) fail("evaluate", "there is no text");
   if (stride != 0) return overlapping(text, seq_len, stride);
   std::vector<Scored> sequences;
   for (const Piece& piece : cut_pieces(text, Packing::documents, seq_len))
@@ -76,14 +77,12 @@ std::int64_t length_of(const EvaluationOptions& options) {
 }  // namespace
 
 void check_text(const Text& text, const EvaluationOptions& options) {
-  if (text.bytes() == 0) fail("evaluate", "there is no text");
-  if (options.stride != 0) overlapping(text, length_of(options), options.stride);
+  sequences_of(text, length_of(options), options.stride);
 }
 
 Evaluation evaluate(nn::Model<float>& model, const Text& text, const EvaluationOptions& options) {
   if (model.config().vocab_size != 256)
     fail("evaluate", "the model has a vocabulary of {}, the text is read as 256 bytes", model.config().vocab_size);
-  check_text(text, options);
   std::int64_t seq_len = length_of(options);
   if (!nn::find_family(model.config().family)->causal) seq_len = std::min(seq_len, options.batch_tokens);
   const std::vector<Scored> sequences = sequences_of(text, seq_len, options.stride);

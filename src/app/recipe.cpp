@@ -20,7 +20,8 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 constexpr const char* kRecipeFile = "recipe";
-constexpr std::size_t kMostTrainings = 100000;
+constexpr double kMostTrainings = 1e5, kMostScores = 1000;
+constexpr std::size_t kLongestName = 200;  // of a folder
 // What a recipe decides for its trainings.
 constexpr const char* kNotSettings[] = {"out", "resume", "quiet", "seed", "threads"};
 
@@ -29,13 +30,20 @@ std::string dashes(std::string name) {
   return name;
 }
 
-// The object with - in place of _ in its keys.
+// The name of a setting, with - in place of _ and the mixer by its name of today.
+std::string setting_name(const std::string& given) {
+  const std::string name = dashes(given);
+  return name == "family" ? "mixer" : name;
+}
+
+// The object with the names of today for its keys.
 json dashed(const json& object, const std::string& source) {
   if (!object.is_object()) fail_usage(kRecipeFile, "{}: a table of settings is needed", source);
   json result = json::object();
   for (const auto& [key, value] : object.items()) {
-    if (result.contains(dashes(key))) fail_usage(kRecipeFile, "{}: {} is given twice", source, dashes(key));
-    result[dashes(key)] = value;
+    const std::string name = setting_name(key);
+    if (result.contains(name)) fail_usage(kRecipeFile, "{}: {} is given twice", source, name);
+    result[name] = value;
   }
   return result;
 }
@@ -101,7 +109,7 @@ void Planner::read_sets() {
   for (const std::string& text : options_.set) {
     const std::size_t at = text.find('=');
     if (at == std::string::npos || at == 0) fail_usage(kRecipeFile, "--set {}: need SETTING=VALUE", text);
-    const std::string key = dashes(text.substr(0, at)), value = text.substr(at + 1);
+    const std::string key = setting_name(text.substr(0, at)), value = text.substr(at + 1);
     json parsed = json::parse(value, nullptr, false);
     sets_[key] = parsed.is_discarded() ? json(value) : parsed;
   }
@@ -184,6 +192,11 @@ void Planner::read_task(io::ConfigReader& reader, const std::string& label, json
     if (value->is_array() && value->empty()) fail_usage(kRecipeFile, "{}: score: {}: got no value", source_, key);
     lists.emplace_back(key, list_of(*value));
   });
+  double columns = 1;
+  for (const auto& each : lists) columns *= static_cast<double>(each.second.size());
+  if (columns > kMostScores)
+    fail_usage(kRecipeFile, "{}: score: its lists make {:.0f} columns, more than {:.0f}", source_, columns,
+               kMostScores);
   for_each_choice(lists, [&](const json& chosen) {
     Measurement m{Measurement::Kind::task, {}, definition};
     m.definition["task"] = chosen;
@@ -215,7 +228,10 @@ void Planner::read_text(io::ConfigReader& reader, const std::string& label, json
   }
   definition["bytes"] = bytes, definition["positions"] = positions;
   for (std::string& path : data) path = fs::absolute(path).lexically_normal().string();
-  if (!data.empty()) definition["data"] = data;
+  if (!data.empty()) {  // what the files hold belongs to the definition: measured again when it is another text
+    definition["data"] = data;
+    definition["text"] = fmt::format("{:016x}", scored_text(definition, {}).hash());
+  }
   if (stride > 0) definition["stride"] = stride;
   for (const std::int64_t length : all) {
     Measurement m{Measurement::Kind::text, {}, definition};
@@ -241,9 +257,13 @@ void Planner::read_cost(io::ConfigReader& reader, const std::string& label, json
   for (const CostColumn& column : kCostColumns) columns.emplace_back(column.name);
   const std::vector<std::string> known = columns;
   reader.texts("columns", columns);
-  for (const std::string& column : columns)
+  if (columns.empty()) fail_usage(kRecipeFile, "{}: score: columns: got none of {}", source_, fmt::join(known, ", "));
+  for (const std::string& column : columns) {
     if (std::find(known.begin(), known.end(), column) == known.end())
       fail_usage(kRecipeFile, "{}: score: columns: there is no {}, only {}", source_, column, fmt::join(known, ", "));
+    if (std::count(columns.begin(), columns.end(), column) > 1)
+      fail_usage(kRecipeFile, "{}: score: columns: {} is there twice", source_, column);
+  }
   definition["seconds"] = seconds, definition["threads"] = threads;
   for (const std::int64_t length : all) {
     if (length != all.front()) std::erase(columns, "parameters");  // once is enough
@@ -300,9 +320,9 @@ TrainSettings Planner::settings_of(const json& case_settings, const json& chosen
   TrainSettings settings;
   if (!data_.empty()) settings.data = data_;
   apply_settings(settings, base_, source_ + ": settings");
-  if (!options_.data.empty()) settings.data = data_;
   apply_settings(settings, case_settings, source);
   apply_settings(settings, chosen, source_ + ": sweep");
+  if (!options_.data.empty()) settings.data = data_;
   apply_settings(settings, sets_, "--set");
   settings.seed = seed;
   settings.threads = 1;
@@ -316,6 +336,12 @@ TrainSettings Planner::settings_of(const json& case_settings, const json& chosen
 }
 
 void Planner::add_trainings() {
+  // Before there is a row for each.
+  double models = static_cast<double>(cases_.size());
+  for (const auto& each : sweep_) models *= static_cast<double>(each.second.size());
+  if (models * static_cast<double>(recipe_.seeds) > kMostTrainings)
+    fail_usage(kRecipeFile, "{}: {:.0f} models with {} seeds each are more than {:.0f} trainings", source_, models,
+               recipe_.seeds, kMostTrainings);
   for (const auto& each_case : cases_)
     for_each_choice(sweep_, [&](const json& chosen) {
       RecipeRow row;
@@ -323,9 +349,6 @@ void Planner::add_trainings() {
       for (const auto& each : sweep_) row.sweep.emplace_back(each.first, chosen[each.first]);
       recipe_.rows.push_back(std::move(row));
     });
-  if (recipe_.rows.size() * static_cast<std::size_t>(recipe_.seeds) > kMostTrainings)
-    fail_usage(kRecipeFile, "{}: {} models with {} seeds each are more than {} trainings", source_, recipe_.rows.size(),
-               recipe_.seeds, kMostTrainings);
   std::optional<std::regex> only;
   try {
     if (!options_.only.empty()) only.emplace(options_.only);
@@ -348,6 +371,9 @@ void Planner::add_trainings() {
       RecipeTraining training;
       training.name = fmt::format("{}-{}", file_name(name.empty() ? "training" : name), seed);
       training.row = r;
+      if (training.name.size() > kLongestName)
+        fail_usage(kRecipeFile, "{}: a training would be called {}...: {} characters, at most {}", source_,
+                   training.name.substr(0, 40), training.name.size(), kLongestName);
       if (!names.insert(training.name).second)
         fail_usage(kRecipeFile, "{}: two trainings would be called {}: give their cases other names", source_,
                    training.name);
@@ -358,7 +384,9 @@ void Planner::add_trainings() {
         training.settings = settings_of(cases_[at].second, chosen, seed,
                                         row.name.empty() ? source_ : fmt::format("{}: case {}", source_, row.name));
         const TrainSettings& s = training.settings;
-        if (s.steps > 0) training.tokens = static_cast<double>(s.steps * s.accumulate * s.batch_tokens);
+        if (s.steps > 0)
+          training.tokens =
+              static_cast<double>(s.steps) * static_cast<double>(s.accumulate) * static_cast<double>(s.batch_tokens);
         double parameters = 0;
         for (const nn::ParameterInfo& info : nn::parameter_list(model_config(s))) {
           double elements = 1;
@@ -387,15 +415,12 @@ void Planner::add_trainings() {
 }
 
 void Planner::check_measurements(const RecipeTraining& training) const {
-  const nn::ModelConfig config = model_config(training.settings);
+  const nn::ModelConfig config = nn::resolved(model_config(training.settings));
   const std::int64_t vocab = config.vocab_size;
   for (const Measurement& m : recipe_.measurements) {
     const std::string& label = m.columns.front().label;
-    const LoadOptions load = load_options(m.definition.value("model", json::object()), source_ + ": score: model");
-    if (load.as_log_linear && config.family != "mamba2" && config.family != "gated_deltanet")
-      fail_usage(kRecipeFile,
-                 "{}: score \"{}\": as-log-linear: {} is a {} model; only mamba2 and gated_deltanet can be read so",
-                 source_, label, training.name, config.family);
+    read_as(config, load_options(m.definition.value("model", json::object()), source_ + ": score: model"),
+            fmt::format("score \"{}\": {}", label, training.name));
     if (m.kind == Measurement::Kind::task) {
       const TaskSettings task = task_to_score(training.settings, m.definition, source_ + ": score");
       if (task.vocab > vocab)
@@ -427,9 +452,12 @@ Recipe Planner::run() {
   reader.integer("seed", recipe_.seed, 0, std::int64_t{9'000'000'000'000'000});
   reader.texts("data", data_);
   reader.text("columns", recipe_.columns);
-  recipe_.columns = dashes(recipe_.columns);
+  recipe_.columns = setting_name(recipe_.columns);
   if (options_.seeds > 0) recipe_.seeds = options_.seeds;
   if (options_.seed >= 0) recipe_.seed = options_.seed;
+  constexpr std::int64_t kLargestSeed = 9'000'000'000'000'000;  // of a training; held-out examples have larger ones
+  if (recipe_.seed > kLargestSeed - recipe_.seeds + 1)
+    fail_usage(kRecipeFile, "--seed: got {}, need 0 to {}", recipe_.seed, kLargestSeed - recipe_.seeds + 1);
   if (!options_.data.empty()) data_ = options_.data;
   if (const json* settings = reader.find("settings")) base_ = dashed(*settings, source_ + ": settings");
   read_sets();

@@ -18,6 +18,7 @@
 #include "app/progress.hpp"
 #include "app/recipe_steps.hpp"
 #include "app/settings.hpp"
+#include "app/source.hpp"
 #include "base/error.hpp"
 #include "base/machine.hpp"
 #include "io/config.hpp"
@@ -56,12 +57,18 @@ class Runner {
   RecipeResult run();
 
  private:
+  struct RecipeText {
+    Text held_out;
+    std::string hash;  // of all that a training reads and holds out; empty: there is none
+  };
   struct State {
     std::atomic<std::int64_t> steps{0};  // of this call
     std::atomic<bool> running{false};
     std::atomic<double> began{0};
     bool old = false;                   // had ended before this call
     json other_scores = json::array();  // that this recipe does not ask for: kept for one that does
+    std::string trained_text;           // RecipeText::hash of when it was trained; empty: unknown
+    const RecipeText* text = nullptr;   // of now
   };
 
   fs::path folder(std::size_t i) const { return out_ / recipe_.trainings[i].name; }
@@ -70,8 +77,7 @@ class Runner {
   void read_texts();
   template <class F>
   void of_training(std::size_t i, const F& f);
-  std::string text_key(const TrainSettings& settings) const;
-  const Text& text_of(const TrainSettings& settings) const;
+  const RecipeText& text_of(const TrainSettings& settings);
   bool interrupted() const { return stop_ || (hooks_.interrupted && hooks_.interrupted()); }
   void work();
   void train_one(std::size_t i);
@@ -89,7 +95,7 @@ class Runner {
   const RecipeHooks& hooks_;
   RecipeResult result_;
   std::vector<State> states_;
-  std::map<std::string, Text> texts_;  // held out, by what they are read from
+  std::map<std::string, RecipeText> texts_;  // by what they are read from
   std::unique_ptr<io::JsonLog> log_;
   double began_ = 0;
 
@@ -108,8 +114,13 @@ class Runner {
 bool Runner::read_result(std::size_t i) {
   const fs::path path = folder(i) / "result.json";
   std::error_code ignored;
-  if (!fs::exists(path, ignored)) return false;
-  const json file = io::parse_json(io::read_file(path), path.string());
+  json file{{"ended", false}};
+  if (fs::exists(path, ignored)) {
+    file = io::parse_json(io::read_file(path), path.string());
+  } else {  // checkpoints without one are not of a recipe, but may be of such a training
+    file["settings"] = stored_settings(folder(i));
+    if (file["settings"].is_null()) return false;
+  }
   RecipeOutcome outcome;
   outcome.values.resize(recipe_.measurements.size());
   json then, now;
@@ -120,6 +131,7 @@ bool Runner::read_result(std::size_t i) {
     then = app::to_json(stored), now = app::to_json(recipe_.trainings[i].settings);
     outcome.ended = file.at("ended");
     if (outcome.ended) {
+      states_[i].trained_text = file.value("text", "");
       outcome.diverged = file.at("diverged");
       outcome.steps = file.at("steps");
       outcome.tokens = file.at("tokens");
@@ -139,10 +151,14 @@ bool Runner::read_result(std::size_t i) {
   } catch (const json::exception&) {
     fail(kRecipe, "{}: is not one of this program", path.string());
   }
-  for (const auto& [key, value] : now.items())
-    if (!then.contains(key) || then.at(key) != value)
-      fail_usage(kRecipe, "{} was trained with {} {}, not {}: give another --out, or remove that folder",
-                 folder(i).string(), key, then.contains(key) ? then.at(key).dump() : "by default", value.dump());
+  const auto said = [](const json& settings, const std::string& key) {
+    return settings.contains(key) ? settings.at(key).dump() : "by default";
+  };
+  for (const json* settings : {&now, &then})
+    for (const auto& [key, value] : settings->items())
+      if (said(then, key) != said(now, key))
+        fail_usage(kRecipe, "{} was trained with {} {}, not {}: give another --out, or remove that folder",
+                   folder(i).string(), key, said(then, key), said(now, key));
   result_.outcomes[i] = outcome;
   return outcome.ended;
 }
@@ -151,6 +167,7 @@ void Runner::write_result(std::size_t i, bool ended) {
   const RecipeOutcome& outcome = result_.outcomes[i];
   json file{{"settings", app::to_json(recipe_.trainings[i].settings)}, {"ended", ended}};
   if (ended) {
+    if (!states_[i].text->hash.empty()) file["text"] = states_[i].text->hash;
     json scores = states_[i].other_scores;
     for (std::size_t m = 0; m < recipe_.measurements.size(); ++m) {
       if (outcome.values[m].empty()) continue;
@@ -165,11 +182,17 @@ void Runner::write_result(std::size_t i, bool ended) {
   io::write_file_atomic(folder(i) / "result.json", file.dump(1, ' ', false, json::error_handler_t::replace) + "\n");
 }
 
-std::string Runner::text_key(const TrainSettings& s) const {
-  return json{s.data, s.val_data, s.val_fraction, s.data_bytes}.dump(-1, ' ', false, json::error_handler_t::replace);
+// The text of a training, read once for all that have the same.
+const Runner::RecipeText& Runner::text_of(const TrainSettings& s) {
+  const json paths{s.data, s.val_data, s.val_fraction, s.data_bytes};
+  const auto [at, is_new] = texts_.try_emplace(paths.dump(-1, ' ', false, json::error_handler_t::replace));
+  if (is_new && !s.data.empty()) {
+    TrainingText text = read_training_text(s, {});
+    at->second = {std::move(text.held_out), fmt::format("{:016x}", text.train.hash())};
+    at->second.hash += fmt::format("{:016x}", at->second.held_out.hash());
+  }
+  return at->second;
 }
-
-const Text& Runner::text_of(const TrainSettings& settings) const { return texts_.at(text_key(settings)); }
 
 // Calls f; an error names the training.
 template <class F>
@@ -184,28 +207,19 @@ void Runner::of_training(std::size_t i, const F& f) {
   }
 }
 
-// Every text once, and before anything is trained: one that is missing or too short is known at once.
+// Before anything is trained: a text that is missing, too short or another than before is known at once.
 void Runner::read_texts() {
-  for (std::size_t i = 0; i < recipe_.trainings.size(); ++i) {
-    const RecipeTraining& training = recipe_.trainings[i];
-    const std::string key = text_key(training.settings);
-    if (!texts_.contains(key)) {
-      const bool needed =
-          std::any_of(recipe_.measurements.begin(), recipe_.measurements.end(), [](const Measurement& m) {
-            return m.kind == Measurement::Kind::task ||
-                   (m.kind == Measurement::Kind::text && !m.definition.contains("data"));
-          });
-      texts_.emplace(key, needed ? held_out_text(training.settings) : Text());
-    }
-    for (std::size_t m = 0; m < recipe_.measurements.size(); ++m) {
-      const Measurement& measurement = recipe_.measurements[m];
-      if (measurement.kind != Measurement::Kind::text || !result_.outcomes[i].values[m].empty()) continue;
-      if (!measurement.definition.contains("data") && texts_.at(key).bytes() == 0)
-        fail_usage(kRecipe, "{}: nothing is held out of the text (val-fraction 0): nothing can be scored",
-                   training.name);
-      of_training(i, [&] { check_text_score(measurement, training.settings, texts_.at(key)); });
-    }
-  }
+  for (std::size_t i = 0; i < recipe_.trainings.size(); ++i)
+    of_training(i, [&] {
+      State& state = states_[i];
+      state.text = &text_of(recipe_.trainings[i].settings);
+      if (!state.trained_text.empty() && state.trained_text != state.text->hash)
+        fail_usage(kRecipe, "was trained on another text than --data holds now: give another --out, or remove {}",
+                   folder(i).string());
+      for (std::size_t m = 0; m < recipe_.measurements.size(); ++m)
+        if (result_.outcomes[i].values[m].empty())
+          check_score(recipe_.measurements[m], recipe_.trainings[i].settings, state.text->held_out);
+    });
 }
 
 bool Runner::complete(std::size_t i, bool cost) const {
@@ -221,7 +235,9 @@ void Runner::train_one(std::size_t i) {
   State& state = states_[i];
   TrainSettings settings = training.settings;
   settings.out = folder(i).string();
-  fs::create_directories(folder(i));
+  std::error_code error;
+  fs::create_directories(folder(i), error);
+  if (error) fail(kRecipe, "cannot make the folder {}: {}", folder(i).string(), error.message());
   {
     const std::lock_guard lock(guard_);
     write_result(i, false);
@@ -272,7 +288,7 @@ void Runner::measure_one(std::size_t i, bool cost) {
     std::vector<RecipeValue> values(measurement.columns.size(), kNotMeasured);
     if (!result_.outcomes[i].diverged)
       values =
-          measure(measurement, training.settings, folder(i), text_of(training.settings), [&] { return interrupted(); });
+          measure(measurement, training.settings, folder(i), states_[i].text->held_out, [&] { return interrupted(); });
     const double seconds = monotonic_seconds() - began;
 
     json labels = json::array(), list = json::array(), sweep = json::object();

@@ -24,6 +24,9 @@ using nlohmann::json;
 constexpr double kNoValue = std::numeric_limits<double>::quiet_NaN();
 constexpr std::int64_t kGenerated = 64;  // tokens of a timed call, at most
 
+// What examples are made from: nothing of their own when there is no text.
+const Text* haystack(const Text& text) { return text.bytes() > 0 ? &text : nullptr; }
+
 void overlay(TaskSettings& task, const json& settings, const std::string& source) {
   io::ConfigReader reader(settings, source);
   for_each_task_setting(task, [&](const char* name, auto& value, double low, double high, const char*) {
@@ -38,7 +41,7 @@ void overlay(TaskSettings& task, const json& settings, const std::string& source
 
 std::vector<RecipeValue> measure_task(nn::Model<float>& model, const json& definition, const TrainSettings& settings,
                                       const Text& text, const std::function<bool()>& interrupted) {
-  const Task task(task_to_score(settings, definition, "score"), text.bytes() > 0 ? &text : nullptr);
+  const Task task(task_to_score(settings, definition, "score"), haystack(text));
   ScoreOptions options;
   options.examples = definition.at("examples");
   options.interrupted = interrupted;
@@ -48,15 +51,7 @@ std::vector<RecipeValue> measure_task(nn::Model<float>& model, const json& defin
   return {std::isfinite(score.loss) ? score.all.accuracy() : kNoValue};
 }
 
-// The text of a "text" measurement, and how it is read.
-Text scored_text(const json& definition, const Text& held_out) {
-  const std::int64_t limit = definition.at("bytes");
-  if (!definition.contains("data")) return beginning_of(held_out, limit);
-  const auto paths = definition.at("data").get<std::vector<std::string>>();
-  return Text(
-      io::read_text(std::vector<io::Path>(paths.begin(), paths.end()), static_cast<std::uint64_t>(limit)).documents);
-}
-
+// How the text of a "text" measurement is read.
 EvaluationOptions evaluation_options(const json& definition, const TrainSettings& settings) {
   EvaluationOptions options;
   options.seq_len = definition.at("length");
@@ -179,26 +174,41 @@ LoadOptions load_options(const json& model, const std::string& source) {
 }
 
 TaskSettings task_to_score(const TrainSettings& settings, const json& definition, const std::string& source) {
-  const TaskSettings trained = task_of(settings);
-  TaskSettings task;
-  task.name = definition.value("name", trained.name);
+  TaskSettings task{.name = definition.value("name", settings.task.name)};
   if (task.name.empty()) fail_usage("recipe", "{}: name: the models are trained on text: which task?", source);
-  if (task.name == trained.name) {
-    task = trained;
-    task.min_length = task.min_items = task.item_length = 0;
-    task.item_power = 0;
-  }
+  if (task.name == settings.task.name) task = scored_task_of(settings);
   overlay(task, definition.at("task"), source);
   return resolved(task);
 }
 
-void check_text_score(const Measurement& measurement, const TrainSettings& settings, const Text& held_out) {
-  check_text(scored_text(measurement.definition, held_out), evaluation_options(measurement.definition, settings));
+Text scored_text(const json& definition, const Text& held_out) {
+  const std::int64_t limit = definition.at("bytes");
+  if (!definition.contains("data")) return beginning_of(held_out, limit);
+  const auto paths = definition.at("data").get<std::vector<std::string>>();
+  return Text(
+      io::read_text(std::vector<io::Path>(paths.begin(), paths.end()), static_cast<std::uint64_t>(limit)).documents);
 }
 
-Text held_out_text(const TrainSettings& settings) {
-  if (settings.val_data.empty() && (settings.data.empty() || !(settings.val_fraction > 0))) return {};
-  return read_training_text(settings, {}).held_out;
+void check_score(const Measurement& measurement, const TrainSettings& settings, const Text& held_out) {
+  const json& definition = measurement.definition;
+  const auto need_held_out = [&] {
+    if (held_out.bytes() == 0)
+      fail_usage("recipe", "nothing is held out of the text (val-fraction 0): nothing can be scored");
+  };
+  switch (measurement.kind) {
+    case Measurement::Kind::task: {
+      const TaskSettings task = task_to_score(settings, definition, "score");
+      if (find_task(task.name)->bytes && !settings.data.empty()) need_held_out();
+      (void)Task(task, haystack(held_out));
+      break;
+    }
+    case Measurement::Kind::text:
+      if (!definition.contains("data")) need_held_out();
+      check_text(scored_text(definition, held_out), evaluation_options(definition, settings));
+      break;
+    case Measurement::Kind::cost:
+      break;
+  }
 }
 
 std::vector<RecipeValue> measure(const Measurement& measurement, const TrainSettings& settings,

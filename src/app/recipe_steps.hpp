@@ -35,15 +35,16 @@ LoadOptions load_options(const nlohmann::json& model, const std::string& source)
 // task. Throws Error (usage).
 TaskSettings task_to_score(const TrainSettings& settings, const nlohmann::json& definition, const std::string& source);
 
-// Text that a training does not see: its validation text, or the part of its data that it holds out. Empty when it has
-// none.
-Text held_out_text(const TrainSettings& settings);
+// The text of a "text" measurement: the first bytes of its own data, or of held_out. Throws Error when there is no such
+// file.
+Text scored_text(const nlohmann::json& definition, const Text& held_out);
 
-// Throws Error when measure() would find no text, or none long enough, for a "text" measurement.
-void check_text_score(const Measurement& measurement, const TrainSettings& settings, const Text& held_out);
+// held_out: text that the training does not see (TrainingText::held_out). Throws Error when measure() would find none,
+// or not enough for the measurement.
+void check_score(const Measurement& measurement, const TrainSettings& settings, const Text& held_out);
 
-// One value for each column. checkpoint: the folder of the trained model. text: held_out_text(), of which tasks are
-// made too. Throws Error; stops with Interrupted when `interrupted` says so.
+// One value for each column. checkpoint: the folder of the trained model. text: held_out, of which tasks are made
+// too. Throws Error; stops with Interrupted when `interrupted` says so.
 struct Interrupted {};
 std::vector<RecipeValue> measure(const Measurement& measurement, const TrainSettings& settings,
                                  const std::filesystem::path& checkpoint, const Text& text,

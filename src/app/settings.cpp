@@ -56,8 +56,9 @@ void check_data_settings(const TrainSettings& s) {
     return;
   }
   unused("epochs", "the examples of a --task have no end, give --steps or --minutes");
-  unused("val-data", "a --task is validated on examples of its own, see --val-examples");
-  unused("val-fraction", "of text; a --task is validated on --val-examples");
+  if (s.data.empty())
+    for (const char* name : {"data-bytes", "val-data", "val-fraction"})
+      unused(name, "of the text that examples are made from, and there is no --data");
   unused("val-bytes", "of text; a --task is validated on --val-examples");
   unused("packing", "of text; an example of a --task is a sequence of its own");
   const TaskSettings task = resolved(task_of(s));  // refuses numbers that contradict each other

@@ -39,7 +39,8 @@ void for_each_setting(Settings& s, F&& f) {
   f("data", s.data, none, "Data",
     "text files, folders, .jsonl files with a \"text\" field; of a task: what its examples are made from");
   f("data-bytes", s.data_bytes, count, "Data", "at most this much of --data is read, from its beginning; 0: all");
-  f("val-data", s.val_data, none, "Data", "text for validation instead of a part of --data");
+  f("val-data", s.val_data, none, "Data",
+    "text for validation (of a task: its held-out examples) instead of a part of --data");
   f("val-fraction", s.val_fraction, SettingRange{0, 0.9}, "Data", "part of --data held out for validation");
   f("val-bytes", s.val_bytes, positive, "Data", "at most this much of the validation text is scored each time");
   f("packing", s.packing, none, "Data",
@@ -120,7 +121,8 @@ void for_each_setting(Settings& s, F&& f) {
   f("val-every", s.val_every, count, "Run", "steps between validations, one at the end too; 0: only then");
   f("save-every", s.save_every, count, "Run", "steps between checkpoints, one at the end too; 0: only then");
   f("log-every", s.log_every, positive, "Run", "steps between lines on the console and in log.jsonl");
-  f("seed", s.seed, SettingRange{0, 9e15}, "Run", "of the first weights, the order of the text and the split");
+  f("seed", s.seed, SettingRange{0, 9e15}, "Run",
+    "of the first weights and the order of the text, or the examples of a task");
   f("threads", s.threads, SettingRange{0, 4096}, "Run", "0: all cores; never changes the result");
   f("quiet", s.quiet, none, "Run", "print nothing but errors");
 }

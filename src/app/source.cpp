@@ -94,11 +94,26 @@ class TextSource : public Source {
   std::optional<BatchReader> reader_;
 };
 
+// What examples are made from: nothing when there is no text.
+const Text* given(const Text& text) { return text.bytes() > 0 ? &text : nullptr; }
+
 class TaskSource : public Source {
  public:
   TaskSource(const TrainSettings& s, const Warn& warn) : s_(s) {
-    if (!s.data.empty()) text_.emplace(read_documents(s.data, s.data_bytes, warn));
-    task_.emplace(task_of(s), text_ ? &*text_ : nullptr);
+    if (!s.data.empty()) {
+      auto [text, held_out] = read_training_text(s, warn);
+      text_ = std::move(text), held_out_ = std::move(held_out);
+      if (text_.bytes() == 0) fail("train", "--data: there is no text");
+    }
+    task_.emplace(task_of(s), given(text_));
+    try {
+      if (s.val_examples > 0) scored_.emplace(task_of(s), given(held_out_.bytes() > 0 ? held_out_ : text_));
+    } catch (const Error&) {  // the same task was made of text_: this text is too short
+      fail("train",
+           "the text that is held out has {} bytes, too few for an example of {} tokens: give a larger --val-fraction, "
+           "or --val-data",
+           held_out_.bytes(), s.seq_len);
+    }
     seek({});
   }
 
@@ -107,10 +122,12 @@ class TaskSource : public Source {
     return fmt::format(
         "task      {}, examples of {} tokens, vocabulary {}{}, {} held out to validate on", t.name,
         t.min_length == t.length ? fmt::format("{}", t.length) : fmt::format("{} to {}", t.min_length, t.length),
-        t.vocab, text_ ? ", made from " + bytes_text(*text_) : "", s_.val_examples);
+        t.vocab, text_.bytes() > 0 ? ", made from " + bytes_text(text_) : "",
+        held_out_.bytes() > 0 ? fmt::format("{} made from {}", s_.val_examples, bytes_text(held_out_))
+                              : fmt::format("{}", s_.val_examples));
   }
-  std::uint64_t hash() const override { return text_ ? text_->hash() : 0; }
-  std::uint64_t validation_hash() const override { return hash(); }
+  std::uint64_t hash() const override { return text_.bytes() > 0 ? text_.hash() : 0; }
+  std::uint64_t validation_hash() const override { return held_out_.bytes() > 0 ? held_out_.hash() : hash(); }
 
   // The position counts examples, which have no end: all are of epoch 0.
   void seek(DataPosition position) override {
@@ -129,7 +146,7 @@ class TaskSource : public Source {
     options.progress = [&](std::int64_t done) {
       progress(static_cast<double>(done) / static_cast<double>(s_.val_examples));
     };
-    const TaskScore score = score_task(model, *task_, options);
+    const TaskScore score = score_task(model, *scored_, options);
     Validation result{score.mean_loss(), score.all.accuracy()};
     result.log = {{"answers", score.all.answers}, {"right", score.all.right}, {"examples", score.examples}};
     return result;
@@ -146,8 +163,9 @@ class TaskSource : public Source {
 
  private:
   TrainSettings s_;
-  std::optional<Text> text_;
-  std::optional<Task> task_;
+  Text text_, held_out_;        // empty when the examples are made without
+  std::optional<Task> task_;    // of text_
+  std::optional<Task> scored_;  // of held_out_; of text_ when nothing is held out
   std::optional<TaskReader> reader_;
 };
 

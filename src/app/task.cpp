@@ -208,8 +208,8 @@ std::vector<std::int64_t> power_law(Random& random, std::int64_t range, std::int
     time[i] = -std::log1p(-random.uniform()) * std::pow(static_cast<double>(i + 1), 1 - alpha);
   std::vector<std::int64_t> order(static_cast<std::size_t>(range));
   std::iota(order.begin(), order.end(), 0);
-  std::sort(order.begin(), order.end(),
-            [&](std::int64_t a, std::int64_t b) { return time[a] != time[b] ? time[a] < time[b] : a < b; });
+  std::partial_sort(order.begin(), order.begin() + count, order.end(),
+                    [&](std::int64_t a, std::int64_t b) { return time[a] != time[b] ? time[a] < time[b] : a < b; });
   order.resize(static_cast<std::size_t>(count));
   return order;
 }
@@ -603,7 +603,7 @@ TaskSettings resolved(const TaskSettings& settings) {
   fill("values", s.values, entry->values, Int{1}, Int{10'000});
   fill("cue", s.cue, entry->cue, Int{1}, Int{1'000'000});
   fill("answer", s.answer, entry->answer, Int{1}, Int{1'000'000});
-  fill("alpha", s.alpha, entry->alpha, 1e-9, 100.0);
+  fill("alpha", s.alpha, entry->alpha, 1e-9, kMostAlpha);
 
   Int most_items = kMostTokens;
   std::string why;

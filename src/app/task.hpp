@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -90,6 +89,9 @@ class Task {
 // The seed of examples that are held out: no training has it (their seeds are below 2^53).
 inline constexpr std::uint64_t kHeldOutSeed = std::uint64_t{1} << 60;
 
+// Powers of the largest distance are within the range of a double.
+inline constexpr double kMostAlpha = 20;
+
 // Calls f(name, reference, low, high, help) for every setting but the name, in the order of flags and files.
 template <class Settings, class F>
 void for_each_task_setting(Settings& s, F&& f) {
@@ -109,7 +111,7 @@ void for_each_task_setting(Settings& s, F&& f) {
   f("digits", s.digits, 0.0, 18.0, "passkey and needle tasks: of a value; 0: the task's");
   f("cue", s.cue, 0.0, 1e6, "text_recall: bytes shown again; 0: 16");
   f("answer", s.answer, 0.0, 1e6, "text_recall: bytes that have to follow; 0: 8");
-  f("alpha", s.alpha, 0.0, 100.0,
+  f("alpha", s.alpha, 0.0, kMostAlpha,
     "mqar, mqar_scattered: power law of the gaps, small: most keys return soon, 1: uniform; 0: 0.01 and 1");
   f("depth", s.depth, -1.0, 1.0, "passkey, needle, text_recall, induction: where the evidence stands; -1: anywhere");
 }

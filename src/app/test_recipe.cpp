@@ -83,6 +83,18 @@ TEST(Recipe, WhatTheCommandLineLaysOver) {
   EXPECT_EQ(part.trainings[0].row, 0u);
 }
 
+TEST(Recipe, TheMixerByItsOldNameIsTheMixer) {
+  json file = small();
+  file["case"] = {{{"name", "a"}}};
+  file["sweep"] = {{"mixer", {"mamba2", "flash"}}};
+  RecipeOptions options;
+  options.set = {"family=linear"};
+  const Recipe recipe = plan_recipe(file, "file.toml", options);
+  ASSERT_EQ(recipe.trainings.size(), 2u);  // of two seeds: the sweep is replaced
+  for (const RecipeTraining& training : recipe.trainings) EXPECT_EQ(training.settings.mixer, "linear");
+  EXPECT_EQ(recipe.rows[0].sweep[0].second, "linear");
+}
+
 TEST(Recipe, RefusesWhatItDoesNotKnow) {
   EXPECT_EQ(refusal(small()), "");
   const auto with = [](const char* pointer, const json& value) {
@@ -123,7 +135,32 @@ TEST(Recipe, RefusesWhatItDoesNotKnow) {
   EXPECT_EQ(refusal(text), "");
   EXPECT_TRUE(says(with("/score/1/columns", {"price"}), "price"));
   EXPECT_TRUE(says(with("/score/1", small()["score"][0]), "two scores are called"));
+  EXPECT_TRUE(says(with("/score/1/columns", json::array()), "columns: got none"));
+  EXPECT_TRUE(says(with("/score/1/columns", {"state", "state"}), "state is there twice"));
+  EXPECT_TRUE(says(with("/score/0/model", {{"level-policy", "share"}}), "base-16-0.01-1 is a mamba2 model without"));
+  EXPECT_TRUE(says(with("/score/0/model", {{"trained-levels", 9}}), "without level scales"));
+  json levels = small();
+  levels["case"] = {{{"name", "ours"}, {"mixer", "log_linear_mamba2"}, {"levels", 6}}};
+  levels["score"][0]["model"] = {{"trained-levels", 5}};
+  EXPECT_EQ(refusal(levels), "");
+  levels["score"][0]["model"] = {{"trained-levels", 9}};
+  EXPECT_TRUE(says(refusal(levels), "ours-16-0.01-1"));
+  EXPECT_TRUE(says(with("/case/0/name", std::string(300, 'n')), "at most 200"));
+  json many = json::array();
+  for (int i = 1; i <= 400; ++i) many.push_back(i);
+  EXPECT_TRUE(says(with("/sweep", {{"steps", many}, {"warmup", many}, {"levels", many}}), "models with 2 seeds"));
+  json lists = small();
+  lists["score"][0]["items"] = lists["score"][0]["length"] = many;
+  EXPECT_TRUE(says(refusal(lists), "160000 columns"));
+  json text_of_its_own = text;
+  text_of_its_own["score"][0]["data"] = {"no such file"};
+  EXPECT_THROW(plan_recipe(text_of_its_own, "file.toml"), Error);
   RecipeOptions options;
+  options.seed = std::int64_t{1} << 60;  // of held-out examples
+  EXPECT_TRUE(says(refusal(small(), options), "--seed: got"));
+  options.seed = std::numeric_limits<std::int64_t>::max();
+  EXPECT_TRUE(says(refusal(small(), options), "--seed: got"));
+  options.seed = -1;
   options.set = {"steps"};
   EXPECT_TRUE(says(refusal(small(), options), "SETTING=VALUE"));
   options.set = {"stps=3"};

@@ -15,6 +15,7 @@
 #include "app/evaluate.hpp"
 #include "app/score.hpp"
 #include "app/settings.hpp"
+#include "app/source.hpp"
 #include "base/random.hpp"
 #include "io/file.hpp"
 #include "io/safetensors.hpp"
@@ -593,6 +594,65 @@ TEST_F(Train, ATaskMadeFromText) {
   s.data.clear();
   s.out = (folder_ / "b").string();
   EXPECT_NE(error_of([&] { train(s); }, Error::Kind::usage).find("text"), std::string::npos);
+}
+
+// The tail of the text is held out: no example of a training is made from it, and those of a validation are.
+TEST_F(Train, ExamplesToValidateOnAreMadeFromTextThatIsHeldOut) {
+  const Random random(5, 0);
+  std::string text;
+  for (std::uint64_t i = 0; i < 4000; ++i) text += static_cast<char>('a' + random.at(i) % 26);
+  for (std::uint64_t i = 0; i < 1000; ++i) text += static_cast<char>('A' + random.at(4000 + i) % 26);
+  std::ofstream(folder_ / "two.txt") << text;
+  TrainSettings s = settings("a");
+  s.data = {(folder_ / "two.txt").string()};
+  s.task.name = "text_recall";
+  s.task.cue = 4;
+  s.task.answer = 2;
+  s.seq_len = 64;
+  s.batch_tokens = 6400;
+  s.val_examples = 20;
+  const auto count = [&](double fraction) {
+    s.val_fraction = fraction;
+    const std::unique_ptr<Source> source = open_source(s, {});
+    Batch batch;
+    std::int64_t held_out = 0;
+    for (int i = 0; i < 5; ++i) {
+      source->next(batch);
+      for (const std::int32_t token : batch.tokens) held_out += token >= 'A' && token <= 'Z';
+    }
+    return held_out;
+  };
+  EXPECT_EQ(count(0.2), 0);
+  EXPECT_GT(count(0), 0);
+  s.val_fraction = 0.2;
+  const auto hash = open_source(s, {})->validation_hash();
+  text[4500] = '?';  // in what is held out
+  std::ofstream(folder_ / "two.txt") << text;
+  EXPECT_NE(open_source(s, {})->validation_hash(), hash);
+  s.val_fraction = 0.01;
+  EXPECT_NE(error_of([&] { open_source(s, {}); }, Error::Kind::failure).find("held out has 50 bytes"),
+            std::string::npos);
+  s.val_examples = 0;
+  open_source(s, {});
+  s.data.clear();
+  s.out = "x";
+  s.task.name = "passkey";
+  s.task.cue = s.task.answer = 0;
+  EXPECT_NE(error_of([&] { complete_settings(s); }, Error::Kind::usage).find("val-fraction"), std::string::npos);
+}
+
+TEST_F(Train, WhatIsScoredHasAsManyQuestionsAsInTheTraining) {
+  TrainSettings s;
+  s.task.name = "needle_multiquery";
+  s.task.items = 4;
+  s.task.min_items = 2;
+  s.seq_len = 128;
+  const TaskSettings scored = scored_task_of(s);
+  EXPECT_EQ(scored.queries, resolved(task_of(s)).queries);
+  EXPECT_EQ(resolved(scored).queries, 2);
+  EXPECT_EQ(resolved(scored).min_items, 4);
+  s.task.min_items = 0;
+  EXPECT_EQ(resolved(scored_task_of(s)).queries, 4);
 }
 
 TEST_F(Train, TheTaskOfARunStays) {

@@ -513,6 +513,14 @@ TaskSettings task_of(const TrainSettings& settings) {
   return task;
 }
 
+TaskSettings scored_task_of(const TrainSettings& settings) {
+  TaskSettings task = task_of(settings);
+  if (task.min_items > 0) task.queries = resolved(task).queries;  // by default they depend on the fewest items
+  task.min_length = task.min_items = task.item_length = 0;
+  task.item_power = 0;
+  return task;
+}
+
 TrainResult train(const TrainSettings& settings, const TrainHooks& hooks) {
   Trainer trainer(settings, hooks);
   return trainer.run();

@@ -58,6 +58,9 @@ struct TrainSettings {
 
 // The task that the settings ask for; its name is empty when they ask for text.
 TaskSettings task_of(const TrainSettings& settings);
+// That task as it is scored: every example has its full length, its number of items, and as many questions as in the
+// training.
+TaskSettings scored_task_of(const TrainSettings& settings);
 
 // The model that the settings ask for: that of settings.from, or a new one with the vocabulary of the task. Throws
 // Error of kind usage when the sizes contradict each other, when one is given that only other mixers have (window,
