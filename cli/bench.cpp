@@ -19,8 +19,8 @@ namespace bench = app::bench;
 constexpr const char* kDetails =
     R"(op: the operator, forward and backward. step: single decoding steps from a position on. train: a training step and
 generation of whole models. Without one of them: all three, about three minutes.
-Each case is first compared with the definition in float64; a case whose result is further from it than docs/numerics.md
-allows gets no row, and the exit code is 1. Times are medians. GFLOP/s count useful work only (docs/algorithm.md,
+Each case of op and step is first compared with the definition in float64; a case whose result is further from it than
+docs/numerics.md allows gets no row, and the exit code is 1. Times are medians. GFLOP/s count useful work only (docs/algorithm.md,
 section 7), GB/s of a step the bytes of its live states, and "of peak" is measured against what the same run found the
 machine to be capable of.
 --json prints an array of rows with the keys op rule form dtype isa threads B T G H K V L ms gflops peak_gflops percent
@@ -96,10 +96,11 @@ void add_bench(CLI::App& app, Run& run) {
   for (const Rule rule : kRules) rules.push_back(name_of(rule));
   command->add_option("WHAT", settings.what, "op, step or train; default: all of them")
       ->check(CLI::IsMember({"op", "step", "train"}));
-  command->add_option("--rule", flags->rule, "default: every rule")->check(CLI::IsMember(rules));
+  command->add_option("--rule", flags->rule, "of op and step; default: every rule")->check(CLI::IsMember(rules));
   command
       ->add_option("--shape", flags->shapes,
-                   "sizes of a case; G defaults to 1 (gated_delta: H), V to 64 (gated_delta: 128), L to all levels; "
+                   "sizes of a case of op and step; G defaults to 1 (gated_delta: H), V to 64 (gated_delta: 128), L to "
+                   "all levels; "
                    "L=1: plain linear attention; steps do not read T; may be given several times")
       ->type_name("T=4096,H=16,G=1,K=128,V=64,L=13,B=1")
       ->allow_extra_args(false);

@@ -27,7 +27,8 @@
 // Determinism: the same bits from run to run and for any number of threads (but for a head with a NaN or infinity in it
 // where bfloat16 is multiplied: what it spoils is rounded otherwise for another number of threads). A NaN or infinity
 // in one sequence or head leaves the others bit-equal (through q and k it reaches the heads of its group). Nothing is
-// printed. Errors are loglinear::Error and are thrown before anything is written.
+// printed. Errors are loglinear::Error and are thrown before anything is written, but for one: when memory runs out on
+// the way, what was to be written, states of a step included, is in no state to be used.
 
 #include <cstdint>
 #include <span>
@@ -63,10 +64,11 @@ struct ForwardArgs {
   int threads = 0;  // 0: what OpenMP would use
 };
 
-// Time O(T log T), memory O(threads * K * V * log T) beyond the arguments. Heads and sequences are spread over the
-// threads, and where there are fewer of them, columns of the values. A final state keeps allow_rollback() of the
-// initial one. Checks that g <= 0 and is not NaN are the caller's: a positive g is computed as if it were the
-// definition as long as nothing overflows.
+// Time O(T log T), memory O(threads * K * V * log T) beyond the arguments, times the heads that a thread takes
+// together, which is one, or where heads share keys (G < H) those of a group that fall to one thread. Heads and
+// sequences are spread over the threads, and where there are fewer of them, columns of the values. A final state keeps
+// allow_rollback() of the initial one. Checks that g <= 0 and is not NaN are the caller's: a positive g is computed as
+// if it were the definition as long as nothing overflows.
 void forward(const ForwardArgs& args);
 
 struct BackwardArgs {
@@ -93,10 +95,10 @@ struct BackwardArgs {
 
 // Recomputes the states instead of keeping them. Where heads share keys (G < H), the rule erases nothing and products
 // are not bfloat16 ones, one state of eight chunks is kept; otherwise memory is O(sqrt(T) log T) states a head, or up
-// to 32 MiB of states a thread (128 MiB for a rule that erases) where that is more. When H / G > 4, or for bfloat16
-// when G < H, also a copy of dq and dk for every range of heads, at most eight. Ranges of heads and sequences are
-// spread over the threads; where those are at most half as many, a sequence is cut into as many spans as that leaves
-// threads for it, with two states at each cut.
+// to 32 MiB of states a thread (128 MiB for a rule that erases) where that is more. When H / G > 4, and for bfloat16
+// that is not multiplied as such also when G < H and nothing is erased, a copy of dq and dk for every range of heads,
+// at most eight. Ranges of heads and sequences are spread over the threads; where those are at most half as many, a
+// sequence is cut into as many spans as that leaves threads for it, with two states at each cut.
 void backward(const BackwardArgs& args);
 
 struct StepArgs {
@@ -107,15 +109,16 @@ struct StepArgs {
   ConstTensor beta;          // (B, H)
   ConstTensor level_scales;  // (B, H, L)
   Tensor out;                // (B, H, V)   written
-  std::span<State> states;   // (B), at any positions, each advanced by one token; no two may be the same object
+  std::span<State> states;   // (B), at any positions, each advanced by one token
   PastLast past_last = PastLast::share;
   int threads = 0;
 };
 
 // One token for each of B sequences, which may be at different positions. Reads the live states, at most
 // popcount(position / chunk), and the tokens of the open chunk, and writes none of them; every chunk-th token folds its
-// chunk into the states (docs/algorithm.md, section 4.1). Takes no memory once as large a step was made, but for the
-// matrices by which a state itself grows, and a copy of the open tokens when a fork shares them.
+// chunk into the states (docs/algorithm.md, section 4.1). Takes no memory once as large a step was made, but for a copy
+// of the open tokens when a fork shares them, and when a chunk is folded: short lists, the matrices by which the state
+// grows, and with allow_rollback() room for the next open tokens.
 void step(const StepArgs& args);
 
 }  // namespace loglinear::log_linear

@@ -9,7 +9,8 @@
 namespace loglinear {
 
 // Writes the state to a file: to a temporary beside it, flushed, renamed. One matrix (H, K, V) of state.dtype() and one
-// log decay (H) of F64 for every live slot, so that load_state gives back the same bits. Equal states give equal files.
+// log decay (H) of F64 for every live slot, and the open tokens, so that load_state gives back the same bits. What
+// State::allow_rollback() keeps of the chunk before is left out. Equal states give equal files.
 // Throws Error when the file cannot be written; an existing file is unharmed then.
 void save_state(const State& state, const std::filesystem::path& path);
 

@@ -27,7 +27,9 @@ class Pool {
   // Uninitialised memory for `count` elements, aligned to a vector.
   static Matrix<T> take(std::size_t count) {
     count = std::max<std::size_t>(count, 1);
-    std::vector<hwy::AlignedFreeUniquePtr<T[]>>& spare = spares()[count];
+    Spares& entry = spares()[count];
+    entry.used = true;
+    std::vector<hwy::AlignedFreeUniquePtr<T[]>>& spare = entry.list;
     if (spare.empty()) {
       spare.push_back(hwy::AllocateAligned<T>(count));
       if (!spare.back()) throw std::bad_alloc();
@@ -35,22 +37,38 @@ class Pool {
     }
     T* memory = spare.back().release();
     spare.pop_back();
-    return Matrix<T>(memory, [count](T* p) { spares()[count].emplace_back(p, hwy::AlignedFreer()); });
+    return Matrix<T>(memory, [count](T* p) {
+      spares()[count].used = true;
+      spares()[count].list.emplace_back(p, hwy::AlignedFreer());
+    });
   }
 
-  // Frees what this thread keeps beyond `bytes`. Called at the end of every piece of parallel work, so that scratch
-  // stays bounded.
+  // Bytes that this thread keeps.
+  static std::size_t kept() {
+    std::size_t bytes = 0;
+    for (const auto& [count, entry] : spares()) bytes += entry.list.size() * count * sizeof(T);
+    return bytes;
+  }
+
+  // Frees what this thread keeps beyond `bytes`, sizes that were not in use since the last time before others. Called
+  // at the end of every piece of parallel work, so that scratch stays bounded.
   static void trim(std::size_t bytes) {
-    std::size_t kept = 0;
-    for (auto& [count, spare] : spares()) {
-      while (!spare.empty() && kept + spare.size() * count * sizeof(T) > bytes) spare.pop_back();
-      kept += spare.size() * count * sizeof(T);
-    }
+    std::size_t kept = Pool::kept();
+    for (const bool used : {false, true})
+      for (auto& [count, entry] : spares())
+        for (; entry.used == used && !entry.list.empty() && kept > bytes; kept -= count * sizeof(T))
+          entry.list.pop_back();
+    std::erase_if(spares(), [](const auto& each) { return each.second.list.empty(); });
+    for (auto& [count, entry] : spares()) entry.used = false;
   }
 
  private:
-  static std::map<std::size_t, std::vector<hwy::AlignedFreeUniquePtr<T[]>>>& spares() {
-    static thread_local std::map<std::size_t, std::vector<hwy::AlignedFreeUniquePtr<T[]>>> all;
+  struct Spares {
+    std::vector<hwy::AlignedFreeUniquePtr<T[]>> list;
+    bool used = false;  // since the last trim
+  };
+  static std::map<std::size_t, Spares>& spares() {
+    static thread_local std::map<std::size_t, Spares> all;
     return all;
   }
 };

@@ -147,8 +147,9 @@ void State::assign(std::int64_t position, std::vector<Slot> slots, std::shared_p
     for (const Slot& slot : slots) bits += (bits.empty() ? "" : ", ") + std::to_string(slot.bit);
     fail("state", "slots: got bits ({}), which do not count the {} tokens before the open chunk", bits, boundary);
   };
-  if (slots.empty() ? boundary != 0
-                    : slots.front().bit < 0 || slots.front().bit > 62 || boundary >> slots.front().bit == 0)
+  if (slots.empty()
+          ? boundary != 0
+          : slots.front().bit < chunk_bit(chunk_) || slots.front().bit > 62 || boundary >> slots.front().bit == 0)
     refuse();
   // The first slot may stand for several digits; below it there is one for each set bit.
   std::int64_t rest = slots.empty() ? 0 : boundary & ((std::int64_t{1} << slots.front().bit) - 1);
@@ -175,7 +176,7 @@ void State::assign(std::int64_t position, std::vector<Slot> slots, std::shared_p
         open->v.size() != rows * H * static_cast<std::size_t>(value_width_) || open->g.size() != rows * H ||
         open->beta.size() != (has_beta(rule_) ? rows * H : 0))
       fail("state", "open tokens: not the sizes of a chunk of {}", chunk_);
-    open->derived = 0;
+    open->derived = 0, open->sums = {}, open->mix = {};
   }
   position_ = position;
   slots_ = std::move(slots);

@@ -2,10 +2,12 @@
 // States as part of a larger safetensors file, for instance one for each layer of a model. The file of one state alone
 // is include/loglinear/state_file.hpp: the same with an empty prefix.
 //
-// Tensors, for every live slot: "<prefix>slot.<bit>.matrix" (H, K, V) F32 or F64, "<prefix>slot.<bit>.log_decay" (H)
-// F64. Metadata: "<prefix>format" = "loglinear.state", "<prefix>version" = "1", "<prefix>rule", "<prefix>dtype" (f32,
-// f64),
-// "<prefix>heads", "<prefix>key_width", "<prefix>value_width", "<prefix>position", decimal.
+// Tensors: for every live slot "<prefix>slot.<bit>.matrix" (H, K, V) F32 or F64 and "<prefix>slot.<bit>.log_decay" (H)
+// F64; where there are open tokens, n of them, "<prefix>open.k" (G, n, K), "<prefix>open.v" (H, n, V), "<prefix>open.g"
+// and for rules with beta "<prefix>open.beta" (H, n), of the states' type. Metadata: "<prefix>format" =
+// "loglinear.state", "<prefix>version" = "2", "<prefix>rule", "<prefix>dtype" (f32, f64), "<prefix>heads",
+// "<prefix>key_width", "<prefix>value_width", "<prefix>chunk", "<prefix>position", and with open tokens
+// "<prefix>groups", decimal.
 
 #include <map>
 #include <string>

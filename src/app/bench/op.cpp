@@ -13,6 +13,7 @@
 #include "base/cpu_features.hpp"
 #include "base/parallel.hpp"
 #include "base/random.hpp"
+#include "base/state_access.hpp"
 #include "loglinear/log_linear.hpp"
 #include "ops/log_linear/cpu.hpp"
 #include "ops/log_linear/ref.hpp"
@@ -20,10 +21,14 @@
 namespace loglinear::app::bench {
 namespace {
 
-constexpr std::int64_t kFirstTokens = 200;  // some chunks, several live states, an end within a chunk
-constexpr std::int64_t kLastTokens = 40;    // from within a chunk to the end
+constexpr std::int64_t kLastTokens = 40;  // from within a chunk to the end
 constexpr std::int64_t kSteps = kPositionUnit;
-constexpr std::int64_t kCheckedSteps = 70;
+
+std::int64_t chunk_of(const OpCase& c) { return c.chunk > 0 ? c.chunk : default_chunk(c.shape.K, c.shape.V); }
+// Some chunks, several live states, an end within a chunk.
+std::int64_t first_tokens(const OpCase& c) { return std::min(c.shape.T, 3 * chunk_of(c) + 8); }
+// More than a chunk, so that one is folded.
+std::int64_t checked_steps(const OpCase& c) { return chunk_of(c) + 6; }
 
 // Gates and states are of this type.
 template <class T>
@@ -298,7 +303,7 @@ Row forward(const OpCase& c) {
   a.chunk = c.chunk, a.threads = c.threads;
   Row row = row_of(c, "forward");
   {
-    const std::int64_t first = std::min(s.T, kFirstTokens), last = std::min(s.T, kLastTokens);
+    const std::int64_t first = first_tokens(c), last = std::min(s.T, kLastTokens);
     const log_linear::ForwardArgs begin = on_sequences(on_tokens(a, 0, first), std::min<std::int64_t>(s.B, 2)),
                                   end = on_tokens(a, s.T - last, last);
     log_linear::forward(a);
@@ -327,7 +332,7 @@ Row backward(const OpCase& c) {
   a.chunk = c.chunk, a.threads = c.threads;
   Row row = row_of(c, "backward");
   {
-    const std::int64_t first = std::min(s.T, kFirstTokens), last = std::min(s.T, kLastTokens);
+    const std::int64_t first = first_tokens(c), last = std::min(s.T, kLastTokens);
     const log_linear::BackwardArgs begin = on_sequences(on_tokens(a, 0, first), std::min<std::int64_t>(s.B, 2));
     log_linear::BackwardArgs end = on_tokens(a, s.T - last, last);
     log_linear::backward(a);
@@ -364,7 +369,16 @@ State state_at(const OpCase& c, DType dtype, std::int64_t b) {
     fill(matrix, s.H * s.K * s.V, c.seed, 100 + 64 * static_cast<std::uint64_t>(b) + matrices.size(),
          [](double u) { return u - 0.5; });
   }
-  return State::from_dense(c.rule, s.H, s.K, s.V, dtype, c.position, matrices, c.chunk);
+  State state = State::from_dense(c.rule, s.H, s.K, s.V, dtype, c.position, matrices, c.chunk);
+  // What is read through the last of L levels is one matrix.
+  std::vector<State::Slot> slots = state.slots();
+  const int last = last_bit(state.chunk(), s.L);
+  const auto merged =
+      std::find_if(slots.begin(), slots.end(), [&](const State::Slot& slot) { return slot.bit < last; });
+  if (merged - slots.begin() > 1) slots.erase(slots.begin() + 1, merged);
+  if (merged != slots.begin()) slots.front().bit = last;
+  state.assign(c.position, std::move(slots), nullptr);
+  return state;
 }
 
 std::vector<State> states_at(const OpCase& c, DType dtype, std::int64_t count) {
@@ -376,7 +390,7 @@ std::vector<State> states_at(const OpCase& c, DType dtype, std::int64_t count) {
 template <class T>
 Row step(const OpCase& c) {
   Shape s = c.shape;
-  s.T = kSteps;
+  s.T = std::max(kSteps, checked_steps(c));
   Arrays<T> arrays(c.rule, s, c.seed, false);
   log_linear::ForwardArgs a = arrays.forward_args();
   a.threads = c.threads;
@@ -388,10 +402,10 @@ Row step(const OpCase& c) {
     return step;
   };
 
-  for (std::int64_t t = 0; t < kCheckedSteps; ++t) log_linear::step(step_at(t));
+  for (std::int64_t t = 0; t < checked_steps(c); ++t) log_linear::step(step_at(t));
   {
     const std::int64_t sequences = std::min<std::int64_t>(s.B, 2);
-    const log_linear::ForwardArgs checked = on_sequences(on_tokens(a, 0, kCheckedSteps), sequences);
+    const log_linear::ForwardArgs checked = on_sequences(on_tokens(a, 0, checked_steps(c)), sequences);
     compare(c, "the definition in float64", results(checked), definition(checked, states_at(c, DType::f64, sequences)),
             1);
   }
@@ -404,12 +418,13 @@ Row step(const OpCase& c) {
   const PeakMeter meter = PeakMeter::reads(c.threads, level.buffer);
   BesidePeak peak(meter);
   std::vector<double> ms, rate;
-  double bytes = 0, spent = 0;
+  double bytes = 0, spent = 0, work = 0;
   while (spent < 1e3 * c.seconds || ms.empty()) {
     if (!ms.empty()) states.clear(), states = states_at(c, dtype, s.B);
     const std::size_t before = rate.size();
     for (std::int64_t t = 0; t < kSteps; ++t) {
       const log_linear::StepArgs args = step_at(t);
+      work += useful_step_work(c.rule, s, static_cast<int>(states[0].slots().size()));
       const double live = bytes_of(states), start = monotonic_seconds();
       log_linear::step(args);
       const double elapsed = 1e3 * (monotonic_seconds() - start);
@@ -420,12 +435,13 @@ Row step(const OpCase& c) {
   }
   row.shape.T = 1;
   row.position = c.position;
-  row.live_bytes = bytes / static_cast<double>(ms.size());
+  const double steps = static_cast<double>(ms.size());
+  row.live_bytes = bytes / steps;
   take(row, timing_of(std::move(ms)));
   row.gbs = 1e-9 * timing_of(std::move(rate)).median;
   row.memory = level.name;
   row.percent = peak.percent(), row.peak_gbs = 100 * row.gbs / row.percent;
-  row.gflops = 2e-6 * useful_step_work(c.rule, s, std::popcount(static_cast<std::uint64_t>(c.position))) / row.ms;
+  row.gflops = 2e-6 * work / steps / row.ms;
   row.tokens_per_s = static_cast<double>(s.B) / (1e-3 * row.ms_mean);
   return row;
 }

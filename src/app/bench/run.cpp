@@ -134,7 +134,9 @@ class Run {
         if (hooks_.wrong) hooks_.wrong(name_of_case(item.c, item.form) + ": the result is wrong: " + wrong.what());
       }
     }
-    if (all || s_.what == "train")
+    if (all || s_.what == "train") {
+      // Models train in float32.
+      const double model_peak = s_.dtype == DType::f64 ? measure_fma_peak(peaks_.threads) : peaks_.fma;
       for (ModelCase& c : model_cases()) {
         if (!s_.models.empty() && std::find(s_.models.begin(), s_.models.end(), c.name) == s_.models.end()) continue;
         started("model " + c.name);
@@ -142,10 +144,12 @@ class Run {
         c.seconds = s_.seconds;
         c.seed = static_cast<std::uint64_t>(s_.seed);
         for (Row& row : measure_model(c)) {
-          if (std::isfinite(row.gflops)) row.percent = 100 * row.gflops / (1e-9 * peaks_.fma);
+          row.peak_gflops = 1e-9 * model_peak;
+          if (std::isfinite(row.gflops)) row.percent = 100 * row.gflops / row.peak_gflops;
           add(std::move(row));
         }
       }
+    }
     return std::move(outcome_);
   }
 

@@ -243,6 +243,40 @@ TEST(Step, RowsOfEveryPosition) {
   }
 }
 
+// With one level there is one matrix wherever the step is, and a chunk of any size is filled while it is checked.
+TEST(Step, OneLevelIsOneMatrixAndWorkIsThatOfTheMatricesRead) {
+  for (const int chunk : {0, 256}) {
+    Settings settings = small("step", "H=2,K=16,V=8,L=1");
+    settings.positions = {15 << 10};
+    settings.chunk = chunk;
+    for (const Row& row : rows_of(settings)) {
+      EXPECT_LT(row.state_bytes, 1.1 * 2 * 16 * 8 * 4) << row.rule;
+      EXPECT_NEAR(row.gflops * row.ms / (2e-6 * useful_step_work(*rule_from_name(row.rule), row.shape, 1)), 1, 1e-9);
+    }
+  }
+  // From 1024 to 1279 in chunks of 64 the tokens before the open chunk are 1, 2, 2 and 3 blocks.
+  Settings settings = small("step", "H=2,K=16,V=8");
+  settings.positions = {1024};
+  settings.chunk = 64;
+  for (const Row& row : rows_of(settings)) {
+    const Rule rule = *rule_from_name(row.rule);
+    double work = 0;
+    for (const int live : {1, 2, 2, 3}) work += useful_step_work(rule, row.shape, live) / 4;
+    EXPECT_NEAR(row.gflops * row.ms / (2e-6 * work), 1, 1e-9) << row.rule;
+  }
+}
+
+TEST(Models, PercentIsOfThePeakOfTheirType) {
+  Settings settings;
+  settings.what = "train";
+  settings.models = {"demo"};
+  settings.dtype = DType::f64;
+  settings.seconds = 0.01;
+  for (const Row& row : rows_of(settings)) {
+    if (std::isfinite(row.gflops)) EXPECT_LT(row.percent, 100);
+  }
+}
+
 TEST(Step, EveryType) {
   for (const DType dtype : {DType::bf16, DType::f64}) {
     Settings settings = small("step", "H=2,K=8,V=8");

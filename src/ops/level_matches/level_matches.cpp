@@ -52,7 +52,42 @@ void check(const char* where, const MatchShape& s, const T* q, std::int64_t q_st
 constexpr int kSpanBit = 10;
 constexpr std::int64_t kSpan = std::int64_t{1} << kSpanBit;
 
-// Tokens between two cuts of one sequence of one group, and the sums of keys before them: a binary counter.
+// The sums of keys of one group, a binary counter: that of bit b at sums + b * stride, K numbers.
+template <class T>
+struct Counter {
+  T* sums;
+  std::int64_t stride, K;
+
+  // Calls body(bit, sum of that bit) for the blocks of a token at `at`.
+  template <class Body>
+  void for_blocks(std::int64_t at, const Body& body) const {
+    for (std::uint64_t rest = static_cast<std::uint64_t>(at); rest != 0; rest &= rest - 1) {
+      const int b = std::countr_zero(rest);
+      body(b, sums + b * stride);
+    }
+  }
+
+  // The key of the token at `at` joins: the sums of equal blocks are added in pairs, as a binary counter carries.
+  void append(std::int64_t at, const T* key) const {
+    const int to = carried_to(at);
+    T* sum = sums + to * stride;
+    std::copy_n(key, K, sum);
+    for (int b = 0; b < to; ++b) {
+      vec::add_scaled(K, T(1), sums + b * stride, sum);
+      std::fill_n(sums + b * stride, K, T(0));
+    }
+  }
+
+  // The matches (columns) of the token at `at`, whose key joins then.
+  void read(std::int64_t at, const T* query, const T* key, std::int64_t columns, T* matches) const {
+    std::fill_n(matches, columns, T(0));
+    matches[0] = vec::dot(K, query, key);
+    for_blocks(at, [&](int b, const T* sum) { matches[b + 1] = noise_weight<T>(b) * vec::dot(K, query, sum); });
+    append(at, key);
+  }
+};
+
+// Tokens between two cuts of one sequence of one group, and the sums of keys before them.
 template <class T>
 struct Span {
   std::int64_t stream;      // sequence * G + group
@@ -61,25 +96,7 @@ struct Span {
   std::int64_t group, K;    // K: key width
   std::vector<T> sums;      // (columns, K)
 
-  // Calls body(bit, sum of that bit) for the blocks of a token at `at`.
-  template <class Body>
-  void for_blocks(std::int64_t at, const Body& body) {
-    for (std::uint64_t rest = static_cast<std::uint64_t>(at); rest != 0; rest &= rest - 1) {
-      const int b = std::countr_zero(rest);
-      body(b, sums.data() + b * K);
-    }
-  }
-
-  // The key of the token at `at` joins: the sums of equal blocks are added in pairs, as a binary counter carries.
-  void append(std::int64_t at, const T* key) {
-    const int to = carried_to(at);
-    T* sum = sums.data() + to * K;
-    std::copy_n(key, K, sum);
-    for (int b = 0; b < to; ++b) {
-      vec::add_scaled(K, T(1), sums.data() + b * K, sum);
-      std::fill_n(sums.data() + b * K, K, T(0));
-    }
-  }
+  Counter<T> counter() { return {sums.data(), K, K}; }
 };
 
 // All spans, those of a stream one after the other, one at least for each, with the sums before them.
@@ -111,7 +128,7 @@ std::vector<Span<T>> make_spans(const MatchShape& s, const T* k, std::int64_t k_
     if (!next) return;
     if (i == 0 || spans[static_cast<std::size_t>(i) - 1].stream != span.stream) next->sums = span.sums;
     for (std::int64_t row = span.begin; row < span.end; ++row)
-      next->append(span.position + row - span.begin, k + row * k_stride + span.group * K);
+      next->counter().append(span.position + row - span.begin, k + row * k_stride + span.group * K);
   });
   for (std::size_t i = 1; i < spans.size(); ++i) {
     Span<T>* const next = next_of(i);
@@ -126,6 +143,28 @@ std::vector<Span<T>> make_spans(const MatchShape& s, const T* k, std::int64_t k_
   return spans;
 }
 
+bool single_tokens(std::span<const std::int64_t> cu_seqlens) {
+  for (std::size_t n = 1; n < cu_seqlens.size(); ++n)
+    if (cu_seqlens[n] - cu_seqlens[n - 1] != 1) return false;
+  return true;
+}
+
+// A token more of each sequence: only what it reads and changes is touched.
+template <class T>
+void step(const MatchShape& s, const T* q, std::int64_t q_stride, const T* k, std::int64_t k_stride, T* matches,
+          std::span<KeySums<T>> sums, int threads) {
+  const std::int64_t K = s.key_width, G = s.groups;
+  for (KeySums<T>& each : sums) each.sums.resize(static_cast<std::size_t>(bit_count(each.position + 1) * G * K));
+  const std::int64_t streams = static_cast<std::int64_t>(sums.size()) * G;
+  parallel_for(streams, streams * K < 10000 ? 1 : threads, [&](std::int64_t i) {
+    const std::int64_t n = i / G, g = i % G;
+    KeySums<T>& each = sums[static_cast<std::size_t>(n)];
+    Counter<T>{each.sums.data() + g * K, G * K, K}.read(each.position, q + n * q_stride + g * K,
+                                                        k + n * k_stride + g * K, s.columns, matches + i * s.columns);
+  });
+  for (KeySums<T>& each : sums) ++each.position;
+}
+
 }  // namespace
 
 template <class T>
@@ -138,6 +177,10 @@ void level_matches_forward(const MatchShape& s, const T* q, std::int64_t q_strid
   check_rows(where, "matches", s.cu_seqlens.back(), s.groups * s.columns, matches, s.groups * s.columns);
   if (!final.empty() && static_cast<std::int64_t>(final.size()) != sequences)
     fail(where, "final: got {}, there are {} sequences", final.size(), sequences);
+  if (!final.empty() && final.data() == initial.data() && single_tokens(s.cu_seqlens)) {
+    step(s, q, q_stride, k, k_stride, matches, final, threads);
+    return;
+  }
   // final may be initial, which every group of a sequence reads: written when all have.
   std::vector<std::vector<T>> last(final.size());
   for (std::size_t n = 0; n < final.size(); ++n) {
@@ -148,15 +191,11 @@ void level_matches_forward(const MatchShape& s, const T* q, std::int64_t q_strid
   parallel_for(static_cast<std::int64_t>(spans.size()), threads, [&](std::int64_t i) {
     Span<T>& span = spans[static_cast<std::size_t>(i)];
     const std::int64_t K = span.K, G = s.groups, g = span.group, n = span.stream / G;
+    const Counter<T> counter = span.counter();
     std::int64_t at = span.position;
-    for (std::int64_t row = span.begin; row < span.end; ++row, ++at) {
-      const T *query = q + row * q_stride + g * K, *key = k + row * k_stride + g * K;
-      T* to = matches + (row * G + g) * s.columns;
-      std::fill_n(to, s.columns, T(0));
-      to[0] = vec::dot(K, query, key);
-      span.for_blocks(at, [&](int b, const T* sum) { to[b + 1] = noise_weight<T>(b) * vec::dot(K, query, sum); });
-      span.append(at, key);
-    }
+    for (std::int64_t row = span.begin; row < span.end; ++row, ++at)
+      counter.read(at, q + row * q_stride + g * K, k + row * k_stride + g * K, s.columns,
+                   matches + (row * G + g) * s.columns);
     if (final.empty() || span.end < s.cu_seqlens[n + 1]) return;
     std::vector<T>& to = last[static_cast<std::size_t>(n)];
     for (int b = 0; b < bit_count(at); ++b) std::copy_n(span.sums.data() + b * K, K, to.data() + (b * G + g) * K);
@@ -190,18 +229,19 @@ void level_matches_backward(const MatchShape& s, const T* q, std::int64_t q_stri
     Span<T>& span = spans[static_cast<std::size_t>(i)];
     std::vector<T>& dsums = older[static_cast<std::size_t>(i)];
     dsums.resize(span.sums.size());
+    const Counter<T> counter = span.counter();
     std::int64_t at = span.position;
     for (std::int64_t row = span.begin; row < span.end; ++row, ++at) {
       const T *d = gradient(row, span.group), *key = k + row * k_stride + span.group * K,
               *query = q + row * q_stride + span.group * K;
       T* to = dq + row * dq_stride + span.group * K;
       vec::add_scaled(K, d[0], key, to);
-      span.for_blocks(at, [&](int b, const T* sum) {
+      counter.for_blocks(at, [&](int b, const T* sum) {
         const T weight = noise_weight<T>(b) * d[b + 1];
         vec::add_scaled(K, weight, sum, to);
         if (b >= kSpanBit) vec::add_scaled(K, weight, query, dsums.data() + b * K);
       });
-      span.append(at, key);
+      counter.append(at, key);
     }
   });
   // Backwards from span to span: the sums now hold gradients, those of the sums after a span, which are those of the
@@ -232,7 +272,7 @@ void level_matches_backward(const MatchShape& s, const T* q, std::int64_t q_stri
       vec::add_scaled(K, d[0], query, to);
       for (int b = 0; b < carried_to(at); ++b) std::copy_n(merged, K, span.sums.data() + b * K);
       std::fill_n(merged, K, T(0));
-      span.for_blocks(at, [&](int b, T* sum) {
+      span.counter().for_blocks(at, [&](int b, T* sum) {
         if (b < kSpanBit) vec::add_scaled(K, noise_weight<T>(b) * d[b + 1], query, sum);
       });
     }

@@ -59,6 +59,8 @@ Sizes check_inputs(const std::string& where, const Args& a, bool tokens) {
   bool known = false;
   for (Rule rule : kRules) known = known || rule == a.rule;
   if (!known) fail(where, "rule: unknown rule number {}", static_cast<int>(a.rule));
+  if (const DType d = a.q.dtype; d != DType::f32 && d != DType::bf16 && d != DType::f64)
+    fail(where, "q: unknown dtype number {}", static_cast<int>(d));
   const int rank = tokens ? 4 : 3;
   const auto sized = [&](const char* name, const ConstTensor& x, const char* form) {
     if (x.rank != rank) fail(where, "{}: got {} dimensions, need {}", name, x.rank, form);

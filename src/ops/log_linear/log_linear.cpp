@@ -127,7 +127,9 @@ double work_of(const Plan& plan) {
   const Sizes& s = plan.sizes;
   double tokens = 0;
   for (const Sequence& sequence : plan.sequences) tokens += static_cast<double>(sequence.tokens);
-  return tokens * static_cast<double>(s.H) * static_cast<double>(4 * s.K * s.V + 32 * (s.K + s.V));
+  return tokens * static_cast<double>(s.H) *
+         (4 * static_cast<double>(s.K) * static_cast<double>(s.V) +
+          32 * (static_cast<double>(s.K) + static_cast<double>(s.V)));
 }
 
 // The heads of a group in ranges of `length`.
@@ -437,10 +439,6 @@ void step_checked(const StepArgs& args) {
   check("log_linear.step", args, plan);
   apply_instruction_set_from_environment();
   const Sizes& s = plan.sizes;
-  for (std::int64_t i = 0; i < s.B; ++i)
-    for (std::int64_t j = 0; j < i; ++j)
-      if (&args.states[i] == &args.states[j]) fail("log_linear.step", "states: {} and {} are the same object", j, i);
-
   double work = 0;
   for (std::int64_t b = 0; b < s.B; ++b) {
     State& state = args.states[b];

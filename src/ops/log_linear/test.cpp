@@ -725,7 +725,29 @@ TEST(State, HasNoMoreMatricesThanLevels) {
     }
 }
 
+// What a step has derived from open tokens is no part of them: assign() to another state forgets it.
+TEST(State, AssignForgetsWhatStepsDerived) {
+  const Shape shape{.rule = Rule::gated_delta, .T = 9, .K = 4, .V = 4, .L = 9, .chunk = 64};
+  Problem<float> p(shape, 3);
+  State state(Rule::gated_delta, 1, 4, 4, DType::f32, 64), whole = state,
+                                                           decays(Rule::scalar_decay, 1, 4, 4, DType::f32, 64);
+  go_on(p, state, 0, 5, true);
+  // Open tokens that a rule without erasure has made sums for, taken by one that needs more.
+  Problem<float> q({.rule = Rule::scalar_decay, .T = 9, .K = 4, .V = 4, .L = 9, .chunk = 64}, 3);
+  go_on(q, decays, 0, 5, true);
+  auto open = std::make_shared<State::Open>(*state.open());
+  open->sums = decays.open()->sums, open->mix = {}, open->derived = 5;
+  state.assign(5, {}, open);
+  const std::vector<double> out = go_on(p, state, 5, 9, true);
+  go_on(p, whole, 0, 5, true);
+  EXPECT_EQ(out, go_on(p, whole, 5, 9, true));
+}
+
 TEST(State, RefusesWhatIsNotAState) {
+  const auto matrix = std::make_shared<Buffer>(2 * 2 * sizeof(float));
+  State small(Rule::scalar_decay, 1, 2, 2, DType::f32, 64);
+  EXPECT_THROW(small.assign(64, {{3, matrix, {0.0}}}, nullptr), Error);  // a block smaller than a chunk
+  small.assign(64, {{6, matrix, {0.0}}}, nullptr);
   EXPECT_THROW(State(Rule::scalar_decay, 0, 1, 1), Error);
   EXPECT_THROW(State(Rule::scalar_decay, 1, 1, 1, DType::bf16), Error);
   EXPECT_THROW(State(Rule::scalar_decay, std::int64_t{1} << 31, std::int64_t{1} << 31, 4), Error);
@@ -1043,6 +1065,8 @@ TEST(Errors, EveryBadArgumentIsNamed) {
             }),
             "[log_linear.forward] k: got shape (1, 4, 2, 2), need (B, T, G, K) = (1, 4, 2, 3)");
   EXPECT_EQ(forward([&](ForwardArgs& a) { a.q = {}; }), "[log_linear.forward] q: got 0 dimensions, need (B, T, G, K)");
+  EXPECT_EQ(forward([&](ForwardArgs& a) { a.q.dtype = a.k.dtype = a.v.dtype = a.out.dtype = static_cast<DType>(7); }),
+            "[log_linear.forward] q: unknown dtype number 7");
   EXPECT_EQ(forward([&](ForwardArgs& a) { a.g.dtype = DType::bf16; }),
             "[log_linear.forward] g: got dtype bf16, need f32");
   EXPECT_EQ(forward([&](ForwardArgs& a) { a.out.data = nullptr; }), "[log_linear.forward] out: no data");
