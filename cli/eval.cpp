@@ -123,15 +123,15 @@ int eval_text(const Flags& flags) {
   const app::Evaluation result = app::evaluate(*model, text, options);
   progress.clear();
 
-  const nlohmann::ordered_json object = app::to_json(result, text, corpus.cut);
-  print(flags.json ? object.dump() + "\n" : app::to_text(result, text, corpus.cut));
+  const nlohmann::ordered_json object = app::to_json(result, corpus.cut);
+  print(flags.json ? object.dump() + "\n" : app::to_text(result, corpus.cut));
   write_page(flags, object, *model);
   return 0;
 }
 
 int eval_task(const Flags& flags) {
   const app::TaskInfo* info = app::find_task(flags.task.name);
-  if (!info) fail_usage("eval", "--task: there is no {}, only {}", flags.task.name, app::task_names());
+  if (!info) fail_usage("eval", "--task: there is no {}, only {}", flags.task.name, fmt::join(app::task_names(), ", "));
   if (!info->bytes && !flags.data.empty())
     fail_usage("eval", "--data: the examples of {} are not made from text", info->name);
   const std::optional<app::TrainSettings> training = app::training_settings(flags.checkpoint);
@@ -253,7 +253,10 @@ void add_eval(CLI::App& app, Run& run) {
       ->capture_default_str();
   add(flags->text_options, "bins", flags->bins, "loss by position: cut 2-3, 4-7, 8-15, ... into so many parts each")
       ->capture_default_str();
-  command->add_option("--task", flags->task.name, "score answers of this task: " + app::task_names())->group("Task");
+  command
+      ->add_option("--task", flags->task.name,
+                   fmt::format("score answers of this task: {}", fmt::join(app::task_names(), ", ")))
+      ->group("Task");
   add(flags->task_options, "length", flags->lengths, "tokens of an example; several: a row each")
       ->delimiter(',')
       ->type_name("T,T,...");

@@ -87,11 +87,17 @@ Evaluation evaluate(nn::Model<float>& model, const Text& text, const EvaluationO
   if (!nn::find_family(model.config().family)->causal) seq_len = std::min(seq_len, options.batch_tokens);
   const std::vector<Scored> sequences = sequences_of(text, seq_len, options.stride);
   Evaluation result;
+  result.documents = text.documents();
   std::int64_t all = text.bytes();
   if (options.stride != 0) {
     result.places = seq_len / options.stride;
-    all = 0;
-    for (const Scored& sequence : sequences) all += sequence.last - sequence.first;
+    result.documents = all = 0;
+    std::int64_t next = -1;  // where another sequence of the same document would begin
+    for (const Scored& sequence : sequences) {
+      all += sequence.last - sequence.first;
+      result.documents += sequence.piece.begin != next;
+      next = sequence.piece.begin + options.stride;
+    }
   }
 
   const std::int64_t parts = options.bins_per_doubling;

@@ -18,8 +18,8 @@ struct EvaluationBin {
 };
 
 struct Evaluation {
-  std::int64_t bytes = 0, sequences = 0;
-  std::int64_t places = 1;  // where each byte was scored: seq_len / stride, or one
+  std::int64_t bytes = 0, sequences = 0, documents = 0;  // documents: that bytes were scored of
+  std::int64_t places = 1;                               // where each byte was scored: seq_len / stride, or one
   double bits = 0;
   std::vector<EvaluationBin> bins;  // those with bytes
 

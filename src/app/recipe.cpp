@@ -174,11 +174,8 @@ std::vector<std::int64_t> Planner::lengths(io::ConfigReader& reader) {
 void Planner::read_task(io::ConfigReader& reader, const std::string& label, json definition) {
   std::string name;
   reader.text("name", name);
-  if (!name.empty() && !find_task(name)) {
-    std::vector<std::string> known;
-    for (const TaskInfo& info : task_list()) known.emplace_back(info.name);
-    fail_usage(kRecipeFile, "{}: score: there is no task {}, only {}", source_, name, fmt::join(known, ", "));
-  }
+  if (!name.empty() && !find_task(name))
+    fail_usage(kRecipeFile, "{}: score: there is no task {}, only {}", source_, name, fmt::join(task_names(), ", "));
   std::int64_t examples = 256;
   reader.integer("examples", examples, 1, 1 << 24);
   if (options_.examples > 0) examples = options_.examples;
@@ -387,13 +384,7 @@ void Planner::add_trainings() {
         if (s.steps > 0)
           training.tokens =
               static_cast<double>(s.steps) * static_cast<double>(s.accumulate) * static_cast<double>(s.batch_tokens);
-        double parameters = 0;
-        for (const nn::ParameterInfo& info : nn::parameter_list(model_config(s))) {
-          double elements = 1;
-          for (const std::int64_t size : info.shape) elements *= static_cast<double>(size);
-          parameters += elements;
-        }
-        training.work = parameters * (s.steps > 0 ? training.tokens : 1e6);
+        training.work = nn::parameter_count(model_config(s)) * (s.steps > 0 ? training.tokens : 1e6);
         check_measurements(training);
       } catch (const Error& error) {
         const std::string text = error.what();

@@ -266,11 +266,7 @@ void Runner::train_one(std::size_t i) {
     outcome.steps = state.steps;
     outcome.seconds = monotonic_seconds() - began;
   }
-  for (const nn::ParameterInfo& info : nn::parameter_list(model_config(settings))) {
-    std::int64_t elements = 1;
-    for (const std::int64_t size : info.shape) elements *= size;
-    outcome.parameters += elements;
-  }
+  outcome.parameters = static_cast<std::int64_t>(nn::parameter_count(model_config(settings)));
   outcome.ended = true;
   const std::lock_guard lock(guard_);
   result_.outcomes[i] = outcome;

@@ -36,12 +36,6 @@ nlohmann::json settings_of(const nlohmann::json& json, const std::string& source
   return result;
 }
 
-std::vector<std::string> known_tasks() {
-  std::vector<std::string> names;
-  for (const TaskInfo& task : task_list()) names.push_back(task.name);
-  return names;
-}
-
 // What says nothing about a training on text, or on a task, stays at its default there.
 void check_data_settings(const TrainSettings& s) {
   const TrainSettings untouched;
@@ -66,12 +60,6 @@ void check_data_settings(const TrainSettings& s) {
 }
 
 }  // namespace
-
-std::string task_names() {
-  std::string list;
-  for (const std::string& name : known_tasks()) list += (list.empty() ? "" : ", ") + name;
-  return list;
-}
 
 nlohmann::json to_json(const TrainSettings& settings) {
   nlohmann::json json = nlohmann::json::object();
@@ -108,7 +96,7 @@ void apply_settings(TrainSettings& settings, const nlohmann::json& json, const s
       if (object.contains(name) && object[name] == "")  // text, as a checkpoint says that was trained on some
         reader.text(name, value);
       else
-        reader.choice(name, value, known_tasks());
+        reader.choice(name, value, task_names());
     } else if (name == "packing") {
       reader.choice(name, value, kPackings);
     } else if (name == "schedule") {

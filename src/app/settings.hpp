@@ -6,15 +6,13 @@
 #include <optional>
 #include <string>
 
+#include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "app/train.hpp"
 #include "nn/families.hpp"
 
 namespace loglinear::app {
-
-// "mqar, passkey, ...", for messages and help.
-std::string task_names();
 
 // What a setting may be. Names are long flags without the dashes.
 struct SettingRange {
@@ -48,7 +46,8 @@ void for_each_setting(Settings& s, F&& f) {
   f("seq-len", s.seq_len, SettingRange{1, 1 << 30}, "Data", "longest sequence, in tokens (of text: bytes)");
   f("batch-tokens", s.batch_tokens, SettingRange{1, 1 << 30}, "Data", "tokens in a batch, at least --seq-len");
 
-  static const std::string tasks = "train on examples of this task, not on text: " + task_names();
+  static const std::string tasks =
+      fmt::format("train on examples of this task, not on text: {}", fmt::join(task_names(), ", "));
   f("task", s.task.name, none, "Task", tasks.c_str());
   for_each_task_flag(s, f);
   f("val-examples", s.val_examples, SettingRange{0, kLargest}, "Task",

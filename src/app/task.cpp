@@ -570,13 +570,16 @@ const TaskInfo* find_task(std::string_view name) {
   return nullptr;
 }
 
+std::vector<std::string> task_names() {
+  std::vector<std::string> names;
+  for (const TaskInfo& info : kInfos) names.emplace_back(info.name);
+  return names;
+}
+
 TaskSettings resolved(const TaskSettings& settings) {
   const Entry* entry = find_entry(settings.name);
-  if (!entry) {
-    std::string names;
-    for (const TaskInfo& info : kInfos) names += (names.empty() ? "" : ", ") + std::string(info.name);
-    fail_usage("task", "there is no task {}, only {}", io::in_quotes(settings.name), names);
-  }
+  if (!entry)
+    fail_usage("task", "there is no task {}, only {}", io::in_quotes(settings.name), fmt::join(task_names(), ", "));
   TaskSettings s = settings;
   const auto need = [&](const char* name, auto value, auto low, auto high, const std::string& why) {
     if (!(value >= low && value <= high))

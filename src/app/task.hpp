@@ -22,6 +22,7 @@ struct TaskInfo {
 };
 std::span<const TaskInfo> task_list();
 const TaskInfo* find_task(std::string_view name);  // null when there is none
+std::vector<std::string> task_names();
 
 // What a task is made of. 0 stands for the task's default, which resolved() fills in; a number that the task does not
 // have has to be 0.

@@ -817,6 +817,7 @@ TEST_F(Train, TheSameBytesStandAtEveryPositionWithAStride) {
         *model, text,
         {.seq_len = kLength, .stride = kStride, .batch_tokens = batch, .bins_per_doubling = 8, .progress = {}});
     EXPECT_EQ(result.sequences, 9 + 3);
+    EXPECT_EQ(result.documents, 2);
     EXPECT_EQ(result.places, kPlaces);
     ASSERT_EQ(result.bins.size(), bits.size());
     for (std::size_t p = 0; p < bits.size(); ++p) {

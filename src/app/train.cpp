@@ -102,12 +102,7 @@ Progress progress_from(const json& j, const std::string& key) {
 
 // A run that cannot fit is refused before the machine starts to swap.
 void check_memory(const nn::ModelConfig& c) {
-  double parameters = 0;
-  for (const nn::ParameterInfo& parameter : nn::parameter_list(c)) {
-    double elements = 1;
-    for (const std::int64_t size : parameter.shape) elements *= static_cast<double>(size);
-    parameters += elements;
-  }
+  const double parameters = nn::parameter_count(c);
   const double bytes = 16 * parameters;  // value, gradient and two moments
   const double machine = static_cast<double>(::sysconf(_SC_PHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGE_SIZE));
   if (!(bytes <= machine))

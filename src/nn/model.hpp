@@ -94,6 +94,8 @@ struct ParameterInfo {
   bool decay = true;  // whether weight decay applies
 };
 std::vector<ParameterInfo> parameter_list(const ModelConfig& config);
+// Numbers in all of them: a double, as a configuration may ask for more than an integer holds.
+double parameter_count(const ModelConfig& config);
 
 // One parameter tensor, with its published name. value and grad are owned by the model.
 template <class T>

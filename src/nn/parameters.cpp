@@ -92,6 +92,16 @@ std::vector<ParameterInfo> parameter_list(const ModelConfig& config) {
   return list;
 }
 
+double parameter_count(const ModelConfig& config) {
+  double count = 0;
+  for (const ParameterInfo& parameter : parameter_list(config)) {
+    double elements = 1;
+    for (const std::int64_t size : parameter.shape) elements *= static_cast<double>(size);
+    count += elements;
+  }
+  return count;
+}
+
 std::int64_t element_count(const std::vector<std::int64_t>& shape) {
   std::int64_t n = 1;
   for (std::int64_t d : shape) n *= d;

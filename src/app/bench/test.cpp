@@ -406,12 +406,7 @@ TEST(Models, EveryCallOfAnOperatorIsCounted) {
 
 TEST(Models, TheLargeOneHas130MillionParameters) {
   for (const ModelCase& c : model_cases()) {
-    double parameters = 0;
-    for (const nn::ParameterInfo& info : nn::parameter_list(c.config)) {
-      double size = 1;
-      for (const std::int64_t n : info.shape) size *= static_cast<double>(n);
-      parameters += size;
-    }
+    const double parameters = nn::parameter_count(c.config);
     if (c.name == "130M") EXPECT_NEAR(parameters, 130e6, 2.6e6);
     if (c.name == "demo") EXPECT_NEAR(parameters, 0.884e6, 0.005e6);
   }

@@ -94,7 +94,7 @@ std::string to_text(const TaskEvaluation& evaluation) {
   return out;
 }
 
-ordered_json to_json(const Evaluation& evaluation, const Text& text, bool cut) {
+ordered_json to_json(const Evaluation& evaluation, bool cut) {
   ordered_json positions = ordered_json::array();
   for (const EvaluationBin& bin : evaluation.bins)
     positions.push_back({{"first", bin.first},
@@ -102,7 +102,7 @@ ordered_json to_json(const Evaluation& evaluation, const Text& text, bool cut) {
                          {"bytes", bin.bytes},
                          {"bits_per_byte", bin.bits / static_cast<double>(bin.bytes)}});
   return {{"bytes", evaluation.bytes},
-          {"documents", text.documents()},
+          {"documents", evaluation.documents},
           {"sequences", evaluation.sequences},
           {"places", evaluation.places},
           {"bits", evaluation.bits},
@@ -112,13 +112,13 @@ ordered_json to_json(const Evaluation& evaluation, const Text& text, bool cut) {
           {"positions", positions}};
 }
 
-std::string to_text(const Evaluation& evaluation, const Text& text, bool cut) {
+std::string to_text(const Evaluation& evaluation, bool cut) {
   const std::string places =
       evaluation.places > 1 ? fmt::format(", each at {} places of a sequence,", evaluation.places) : "";
-  std::string out =
-      fmt::format("{} bytes{} in {} documents{}\nbits per byte  {:.4f}\nperplexity     {:.4f}\n\n{:>24}  {:>10}  {}\n",
-                  evaluation.bytes / evaluation.places, places, text.documents(), cut ? " (cut by --max-bytes)" : "",
-                  evaluation.bits_per_byte(), evaluation.perplexity(), "position", "bytes", "bits/byte");
+  std::string out = fmt::format(
+      "{} bytes{} in {} documents{}\nbits per byte  {:.4f}\nperplexity     {:.4f}\n\n{:>24}  {:>10}  {}\n",
+      evaluation.bytes / evaluation.places, places, evaluation.documents, cut ? " (cut by --max-bytes)" : "",
+      evaluation.bits_per_byte(), evaluation.perplexity(), "position", "bytes", "bits/byte");
   for (const EvaluationBin& bin : evaluation.bins)
     out +=
         fmt::format("{:>24}  {:>10}  {:9.4f}\n",

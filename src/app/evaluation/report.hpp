@@ -55,8 +55,8 @@ std::string to_text(const TaskEvaluation& evaluation);
 
 // {bytes, documents, sequences, places, bits, bits_per_byte, perplexity, cut, positions: [{first, last, bytes,
 // bits_per_byte}]}.
-nlohmann::ordered_json to_json(const Evaluation& evaluation, const Text& text, bool cut);
-std::string to_text(const Evaluation& evaluation, const Text& text, bool cut);
+nlohmann::ordered_json to_json(const Evaluation& evaluation, bool cut);
+std::string to_text(const Evaluation& evaluation, bool cut);
 
 // A page that holds everything it needs, of an object that to_json gave.
 std::string to_html(nlohmann::ordered_json evaluation, const ModelNote& model, const std::string& command);
