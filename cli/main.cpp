@@ -4,7 +4,9 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <new>
 #include <string>
 
@@ -104,10 +106,22 @@ int run(int argc, char** argv) {
   }
 }
 
+// Threads of GNU's OpenMP that wait for others spin, by default for milliseconds: beside any other work on the machine
+// the program would be up to four times slower (docs/performance.md, Threads). The runtime reads for how long before
+// main() begins, so the program starts once more, with a tenth of a millisecond, unless the user has said something.
+void spin_briefly(char** argv) {
+  if (std::getenv("OMP_WAIT_POLICY") || std::getenv("GOMP_SPINCOUNT")) return;
+  std::error_code error;
+  const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", error);
+  if (error || ::setenv("GOMP_SPINCOUNT", "10000", 1) != 0) return;
+  ::execv(self.c_str(), argv);  // comes back only where it cannot be done: then it is as slow as it is
+}
+
 }  // namespace
 }  // namespace loglinear::cli
 
 int main(int argc, char** argv) {
+  loglinear::cli::spin_briefly(argv);
   std::signal(SIGPIPE, SIG_IGN);  // a closed pipe is an error of write, not the end of a training run
   std::signal(SIGXFSZ, SIG_IGN);  // likewise a file that may not grow
   try {

@@ -430,6 +430,20 @@ TEST_F(Use, BadInputOfOpIsOneLine) {
   refused(1, {"--rule", "gated_delta"});  // no beta
 }
 
+// The program gives OpenMP's runtime a short time to spin, unless the user has said something, and keeps its name.
+TEST_F(Use, ThreadsThatWaitSpinBriefly) {
+  const Scratch scratch;
+  const auto seen = [&](const std::string& given) {
+    return shell(scratch, "env -u OMP_WAIT_POLICY -u GOMP_SPINCOUNT " + given +
+                              " $P task mqar --count 0 >/dev/null & for i in $(seq 200); do sleep 0.05; "
+                              "tr '\\000' '\\n' </proc/$!/environ | grep SPINCOUNT && break; done; "
+                              "cat /proc/$!/comm; kill -KILL $!")
+        .out;
+  };
+  EXPECT_EQ(seen(""), "GOMP_SPINCOUNT=10000\nloglinear\n");
+  EXPECT_EQ(seen("GOMP_SPINCOUNT=7"), "GOMP_SPINCOUNT=7\nloglinear\n");
+}
+
 TEST_F(Use, BadTextOfDemoIsOneLine) {
   const std::string out = (scratch_ / "demo").string();
   for (const std::string& bad : {scratch_.file("empty", ""), scratch_.file("short", "too little"),
