@@ -234,7 +234,10 @@ TEST(Recipe, ATrainingThatDivergesIsShown) {
   EXPECT_NE(outcome.out.find(" nan "), std::string::npos) << outcome.out;
   EXPECT_NE(outcome.out.find("1 diverged"), std::string::npos) << outcome.out;
   const json object = json::parse(file_text(scratch / "rows.json"));
-  EXPECT_EQ(object["rows"][0]["trainings"][0]["diverged"], true);
+  const json training = object["rows"][0]["trainings"][0];
+  EXPECT_EQ(training["diverged"], true);
+  EXPECT_GE(training["steps"], 10);
+  EXPECT_EQ(training["tokens"], 64 * training["steps"].get<std::int64_t>());
   EXPECT_TRUE(object["rows"][0]["scores"][0]["mean"].is_null());
   const Outcome again = recipe(file, scratch / "out",
                                {"--set", "lr=1e6", "--set", "clip=0", "--set", "steps=60", "--set", "warmup=0", "--set",

@@ -252,7 +252,6 @@ void Runner::train_one(std::size_t i) {
     if (warned_.insert(text).second) warnings_.push_back(training.name + ": " + text);
   };
   RecipeOutcome outcome = result_.outcomes[i];
-  const double began = monotonic_seconds();
   try {
     const TrainResult result = train(settings, hooks);
     if (result.interrupted) throw Interrupted{};
@@ -261,10 +260,9 @@ void Runner::train_one(std::size_t i) {
     if (!checkpoint) fail("train", "{}: the checkpoint is gone", folder(i).string());
     outcome.tokens = checkpoint->trainer.at("tokens");
     outcome.seconds = checkpoint->trainer.at("elapsed_seconds");
-  } catch (const Diverged&) {
+  } catch (const Diverged& end) {
     outcome.diverged = true;
-    outcome.steps = state.steps;
-    outcome.seconds = monotonic_seconds() - began;
+    outcome.steps = end.step, outcome.tokens = end.tokens, outcome.seconds = end.seconds;
   }
   outcome.parameters = static_cast<std::int64_t>(nn::parameter_count(model_config(settings)));
   outcome.ended = true;

@@ -314,11 +314,11 @@ void Trainer::step() {
     if (p_.skipped_in_a_row >= kMaxSkippedInARow) {
       console_.clear();
       throw Diverged(
-          "train",
           fmt::format("{} steps in a row had a loss or gradient that is not finite, the last at step {}: {}",
                       p_.skipped_in_a_row, p_.step,
                       checkpoint_.empty() ? "there is no checkpoint yet; try a smaller --lr"
-                                          : "the newest checkpoint is " + checkpoint_ + "; try a smaller --lr"));
+                                          : "the newest checkpoint is " + checkpoint_ + "; try a smaller --lr"),
+          p_.step, p_.tokens, p_.seconds);
     }
   }
 }

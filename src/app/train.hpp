@@ -87,7 +87,11 @@ struct TrainResult {
 // Thrown by train() when it gives up: too many steps in a row had a loss or gradient that is not finite.
 class Diverged : public Error {
  public:
-  using Error::Error;
+  // How far it came, what was done before a --resume included.
+  Diverged(const std::string& text, std::int64_t step, std::int64_t tokens, double seconds)
+      : Error("train", text), step(step), tokens(tokens), seconds(seconds) {}
+  std::int64_t step, tokens;
+  double seconds;
 };
 
 // Trains as the settings say: a fresh run into settings.out, or with settings.resume the continuation of the newest

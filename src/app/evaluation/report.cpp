@@ -115,10 +115,11 @@ ordered_json to_json(const Evaluation& evaluation, bool cut) {
 std::string to_text(const Evaluation& evaluation, bool cut) {
   const std::string places =
       evaluation.places > 1 ? fmt::format(", each at {} places of a sequence,", evaluation.places) : "";
-  std::string out = fmt::format(
-      "{} bytes{} in {} document{}{}\nbits per byte  {:.4f}\nperplexity     {:.4f}\n\n{:>24}  {:>10}  {}\n",
-      evaluation.bytes / evaluation.places, places, evaluation.documents, evaluation.documents == 1 ? "" : "s", cut ? " (cut by --max-bytes)" : "",
-      evaluation.bits_per_byte(), evaluation.perplexity(), "position", "bytes", "bits/byte");
+  std::string out =
+      fmt::format("{} bytes{} in {} document{}{}\nbits per byte  {:.4f}\nperplexity     {:.4f}\n\n{:>24}  {:>10}  {}\n",
+                  evaluation.bytes / evaluation.places, places, evaluation.documents,
+                  evaluation.documents == 1 ? "" : "s", cut ? " (cut by --max-bytes)" : "", evaluation.bits_per_byte(),
+                  evaluation.perplexity(), "position", "bytes", "bits/byte");
   for (const EvaluationBin& bin : evaluation.bins)
     out +=
         fmt::format("{:>24}  {:>10}  {:9.4f}\n",
