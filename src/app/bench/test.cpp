@@ -266,17 +266,6 @@ TEST(Step, OneLevelIsOneMatrixAndWorkIsThatOfTheMatricesRead) {
   }
 }
 
-TEST(Models, PercentIsOfThePeakOfTheirType) {
-  Settings settings;
-  settings.what = "train";
-  settings.models = {"demo"};
-  settings.dtype = DType::f64;
-  settings.seconds = 0.01;
-  for (const Row& row : rows_of(settings)) {
-    if (std::isfinite(row.gflops)) EXPECT_LT(row.percent, 100);
-  }
-}
-
 TEST(Step, EveryType) {
   for (const DType dtype : {DType::bf16, DType::f64}) {
     Settings settings = small("step", "H=2,K=8,V=8");
