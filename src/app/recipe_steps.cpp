@@ -24,9 +24,6 @@ using nlohmann::json;
 constexpr double kNoValue = std::numeric_limits<double>::quiet_NaN();
 constexpr std::int64_t kGenerated = 64;  // tokens of a timed call, at most
 
-// What examples are made from: nothing of their own when there is no text.
-const Text* haystack(const Text& text) { return text.bytes() > 0 ? &text : nullptr; }
-
 void overlay(TaskSettings& task, const json& settings, const std::string& source) {
   io::ConfigReader reader(settings, source);
   for_each_task_setting(task, [&](const char* name, auto& value, double low, double high, const char*) {

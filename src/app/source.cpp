@@ -94,9 +94,6 @@ class TextSource : public Source {
   std::optional<BatchReader> reader_;
 };
 
-// What examples are made from: nothing when there is no text.
-const Text* given(const Text& text) { return text.bytes() > 0 ? &text : nullptr; }
-
 class TaskSource : public Source {
  public:
   TaskSource(const TrainSettings& s, const Warn& warn) : s_(s) {
@@ -105,9 +102,9 @@ class TaskSource : public Source {
       text_ = std::move(text), held_out_ = std::move(held_out);
       if (text_.bytes() == 0) fail("train", "--data: there is no text");
     }
-    task_.emplace(task_of(s), given(text_));
+    task_.emplace(task_of(s), haystack(text_));
     try {
-      if (s.val_examples > 0) scored_.emplace(task_of(s), given(held_out_.bytes() > 0 ? held_out_ : text_));
+      if (s.val_examples > 0) scored_.emplace(task_of(s), haystack(held_out_.bytes() > 0 ? held_out_ : text_));
     } catch (const Error&) {  // the same task was made of text_: this text is too short
       fail("train",
            "the text that is held out has {} bytes, too few for an example of {} tokens: give a larger --val-fraction, "
@@ -170,6 +167,8 @@ class TaskSource : public Source {
 };
 
 }  // namespace
+
+const Text* haystack(const Text& text) { return text.bytes() > 0 ? &text : nullptr; }
 
 TrainingText read_training_text(const TrainSettings& s, const Warn& warn) {
   std::vector<std::string> documents = read_documents(s.data, s.data_bytes, warn);

@@ -59,6 +59,9 @@ struct TrainingText {
 };
 TrainingText read_training_text(const TrainSettings& settings, const Warn& warn);
 
+// What Task is to make examples from: null, its own text, when this one is empty.
+const Text* haystack(const Text& text);
+
 // Reads the text that complete settings name, all of it. Throws Error when it is missing, or too short for the
 // settings.
 std::unique_ptr<Source> open_source(const TrainSettings& settings, const Warn& warn);

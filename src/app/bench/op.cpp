@@ -26,9 +26,11 @@ constexpr std::int64_t kSteps = kPositionUnit;
 
 std::int64_t chunk_of(const OpCase& c) { return c.chunk > 0 ? c.chunk : default_chunk(c.shape.K, c.shape.V); }
 // Some chunks, several live states, an end within a chunk.
-std::int64_t first_tokens(const OpCase& c) { return std::min(c.shape.T, 3 * chunk_of(c) + 8); }
+std::int64_t first_tokens(const OpCase& c) {
+  return std::min<std::int64_t>(c.shape.T, std::max<std::int64_t>(200, 3 * chunk_of(c) + 8));
+}
 // More than a chunk, so that one is folded.
-std::int64_t checked_steps(const OpCase& c) { return chunk_of(c) + 6; }
+std::int64_t checked_steps(const OpCase& c) { return std::max<std::int64_t>(70, chunk_of(c) + 6); }
 
 // Gates and states are of this type.
 template <class T>
