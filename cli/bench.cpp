@@ -16,7 +16,7 @@ namespace {
 
 namespace bench = app::bench;
 
-constexpr const char* kDetails =
+constexpr const char* kBenchDetails =
     R"(op: the operator, forward and backward. step: single decoding steps from a position on. train: a training step and
 generation of whole models. Without one of them: all three, about three minutes.
 Each case of op and step is first compared with the definition in float64; a case whose result is further from it than
@@ -32,14 +32,14 @@ Examples:
   loglinear bench step --position 15360 --shape H=16,K=128,V=128,B=8 --rule gated_delta
   loglinear bench op --isa avx2 --json > before.json && loglinear bench op --isa avx2 --against before.json)";
 
-struct Flags {
+struct BenchFlags {
   bench::Settings settings;
   std::string rule, dtype = "f32", against;
   std::vector<std::string> shapes;
   bool json = false;
 };
 
-int run_bench(const Flags& flags) {
+int run_bench(const BenchFlags& flags) {
   bench::Settings settings = flags.settings;
   if (!flags.rule.empty()) settings.rule = rule_from_name(flags.rule);
   for (const DType dtype : {DType::f64, DType::f32, DType::bf16})
@@ -90,7 +90,7 @@ int run_bench(const Flags& flags) {
 
 void add_bench(CLI::App& app, Run& run) {
   CLI::App* command = app.add_subcommand("bench", "time the operator and the models beside what the machine can do");
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<BenchFlags>();
   bench::Settings& settings = flags->settings;
   std::vector<std::string> rules;
   for (const Rule rule : kRules) rules.push_back(name_of(rule));
@@ -129,7 +129,7 @@ void add_bench(CLI::App& app, Run& run) {
   command->add_flag("--json", flags->json, "only an array of rows on standard output");
   command->add_option("--against", flags->against, "an earlier --json output: show what changed, in percent")
       ->type_name("FILE");
-  command->footer(kDetails);
+  command->footer(kBenchDetails);
   command->callback([&run, flags] { run = [flags] { return run_bench(*flags); }; });
 }
 

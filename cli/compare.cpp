@@ -20,7 +20,7 @@ namespace {
 
 namespace compare = app::compare;
 
-constexpr const char* kDetails =
+constexpr const char* kCompareDetails =
     R"(For every mechanism and length: the time of a forward call and of forward and backward together (medians), of one
 decoding step there (the mean of those that end with token T: 64 of the log-linear operator, which folds tokens into its
 state now and then, 8 of the others), memory, and the exponent fitted to each over the longest lengths. All get the same queries, keys and values of
@@ -51,14 +51,14 @@ Examples:
   loglinear compare --quality --data book.txt --html page.html
   loglinear compare --list)";
 
-struct Flags {
+struct CompareFlags {
   compare::Settings settings;
   compare::QualitySettings quality;
   std::string json, html;
   bool list = false, with_quality = false;
 };
 
-compare::QualityResult run_quality(const Flags& flags, app::Console& progress,
+compare::QualityResult run_quality(const CompareFlags& flags, app::Console& progress,
                                    const std::function<bool()>& interrupted) {
   compare::QualitySettings settings = flags.quality;
   settings.seed = flags.settings.seed, settings.threads = flags.settings.threads;
@@ -79,7 +79,7 @@ compare::QualityResult run_quality(const Flags& flags, app::Console& progress,
   return compare::run_quality(settings, hooks);
 }
 
-int run_compare(const Flags& flags, bool json) {
+int run_compare(const CompareFlags& flags, bool json) {
   if (flags.list) {
     print(json ? compare::mechanisms_json().dump(1) + "\n" : compare::list_text());
     return 0;
@@ -134,7 +134,7 @@ int run_compare(const Flags& flags, bool json) {
 
 void add_compare(CLI::App& app, Run& run) {
   CLI::App* command = app.add_subcommand("compare", "every attention mechanism side by side: time, memory, error");
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<CompareFlags>();
   compare::Settings& settings = flags->settings;
   command->add_flag("--list", flags->list, "the mechanisms and what they are; with --json as JSON");
   command->add_option("--mechanisms", settings.mechanisms, "which, separated by commas; default: all (see --list)")
@@ -164,7 +164,7 @@ void add_compare(CLI::App& app, Run& run) {
   command->add_option("--seeds", flags->quality.seeds, "of --quality: trainings of each mechanism on each task")
       ->capture_default_str();
   command->add_option("--steps", flags->quality.steps, "of --quality: of a training")->capture_default_str();
-  command->footer(kDetails);
+  command->footer(kCompareDetails);
   command->callback([&run, flags, json] { run = [flags, json] { return run_compare(*flags, json->count() > 0); }; });
 }
 

@@ -24,7 +24,7 @@
 namespace loglinear::cli {
 namespace {
 
-constexpr const char* kNotes =
+constexpr const char* kEvalNotes =
     R"(On text every byte is scored once; the byte 0 between documents is context and not scored. Position: bytes of the
 same document (or of the same sequence, with --seq-len) before the one that is scored. With --stride sequences overlap, and
 those bytes are scored that have been in each part of a sequence, of so many bytes, once in each: then the loss by position
@@ -51,9 +51,9 @@ Examples:
   loglinear eval model --task mqar --length 256,512,1024 --items 4,16,64
   loglinear eval model --task passkey --data haystack.txt --examples 100 --html passkey.html)";
 
-constexpr std::int64_t kMostExamples = std::int64_t{1} << 40;
+constexpr std::int64_t kMostScored = std::int64_t{1} << 40;
 
-struct Flags {
+struct EvalFlags {
   std::string checkpoint, html;
   std::vector<std::string> data;
   std::int64_t seq_len = 0, stride = 0, max_bytes = 0, bins = 1;
@@ -76,14 +76,14 @@ app::Console progress_console() {
       isatty(STDERR_FILENO) != 0);
 }
 
-io::Corpus read_text(const Flags& flags) {
+io::Corpus read_text(const EvalFlags& flags) {
   io::Corpus corpus = io::read_text(std::vector<io::Path>(flags.data.begin(), flags.data.end()),
                                     static_cast<std::uint64_t>(flags.max_bytes));
   if (corpus.binary_files > 0) warn(fmt::format("{} binary files (with zero bytes) are left out", corpus.binary_files));
   return corpus;
 }
 
-std::unique_ptr<nn::Model<float>> load(const Flags& flags) {
+std::unique_ptr<nn::Model<float>> load(const EvalFlags& flags) {
   auto model = app::load_model<float>(flags.checkpoint, {.as_log_linear = flags.as_log_linear,
                                                          .level_policy = flags.level_policy,
                                                          .trained_levels = flags.trained_levels,
@@ -92,7 +92,7 @@ std::unique_ptr<nn::Model<float>> load(const Flags& flags) {
   return model;
 }
 
-void write_page(const Flags& flags, const nlohmann::ordered_json& object, const nn::Model<float>& model) {
+void write_page(const EvalFlags& flags, const nlohmann::ordered_json& object, const nn::Model<float>& model) {
   if (flags.html.empty()) return;
   const std::optional<app::TrainSettings> training = app::training_settings(flags.checkpoint);
   const app::ModelNote note{flags.checkpoint, model.config().family, model.parameter_count(),
@@ -100,7 +100,7 @@ void write_page(const Flags& flags, const nlohmann::ordered_json& object, const 
   io::write_file_atomic(flags.html, app::to_html(object, note, command_line()));
 }
 
-int eval_text(const Flags& flags) {
+int eval_text(const EvalFlags& flags) {
   const io::Corpus corpus = read_text(flags);
   const app::Text text(corpus.documents);
   const auto model = load(flags);
@@ -129,7 +129,7 @@ int eval_text(const Flags& flags) {
   return 0;
 }
 
-int eval_task(const Flags& flags) {
+int eval_task(const EvalFlags& flags) {
   const app::TaskInfo* info = app::find_task(flags.task.name);
   if (!info) fail_usage("eval", "--task: there is no {}, only {}", flags.task.name, fmt::join(app::task_names(), ", "));
   if (!info->bytes && !flags.data.empty())
@@ -186,7 +186,7 @@ int eval_task(const Flags& flags) {
   return 0;
 }
 
-int run_eval(const Flags& flags) {
+int run_eval(const EvalFlags& flags) {
   const auto need = [](const char* flag, std::int64_t value, std::int64_t low, std::int64_t high) {
     if (value < low || value > high) fail_usage("eval", "{}: got {}, need {} to {}", flag, value, low, high);
   };
@@ -196,7 +196,7 @@ int run_eval(const Flags& flags) {
   need("--max-bytes", flags.max_bytes, 0, kMost);
   need("--bins", flags.bins, 1, 1 << 16);
   need("--threads", flags.threads, 0, 4096);
-  need("--examples", flags.examples, 1, kMostExamples);
+  need("--examples", flags.examples, 1, kMostScored);
   need("--seed", flags.seed, 0, std::int64_t{1} << 53);
   for (const std::int64_t length : flags.lengths) need("--length", length, 1, 1'000'000'000);
   for (const std::int64_t items : flags.items) need("--items", items, 1, 10'000'000);
@@ -218,7 +218,7 @@ int run_eval(const Flags& flags) {
 
 void add_eval(CLI::App& app, Run& run) {
   CLI::App* command = app.add_subcommand("eval", "bits per byte of a model on text, or its accuracy on a task");
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<EvalFlags>();
   command->add_option("CHECKPOINT", flags->checkpoint, "checkpoint or training folder")->required();
   command
       ->add_option(
@@ -271,7 +271,7 @@ void add_eval(CLI::App& app, Run& run) {
   });
   add(flags->task_options, "examples", flags->examples, "of a row")->capture_default_str();
   add(flags->task_options, "seed", flags->seed, "of the examples")->capture_default_str();
-  command->footer(kNotes);
+  command->footer(kEvalNotes);
   command->callback([&run, flags] { run = [flags] { return run_eval(*flags); }; });
 }
 

@@ -20,7 +20,7 @@
 namespace loglinear::cli {
 namespace {
 
-struct Flags {
+struct GenerateFlags {
   std::string checkpoint, dash, prompt, prompt_file, state_load, state_save;
   bool has_prompt = false, json = false;
   int threads = 0;
@@ -46,7 +46,7 @@ std::string read_input() {
   fail("generate", "standard input: longer than {} bytes", io::kReadLimit);
 }
 
-std::string prompt_of(const Flags& flags) {
+std::string prompt_of(const GenerateFlags& flags) {
   if (flags.has_prompt) return flags.prompt;
   if (flags.dash == "-" || flags.prompt_file == "-") return read_input();
   if (!flags.prompt_file.empty()) return io::read_file(flags.prompt_file);
@@ -54,7 +54,7 @@ std::string prompt_of(const Flags& flags) {
   return "";
 }
 
-void check_flags(const Flags& flags) {
+void check_flags(const GenerateFlags& flags) {
   if (!flags.dash.empty() && flags.dash != "-")
     fail_usage("generate", "unexpected argument '{}': a prompt is given with --prompt, --prompt-file or -", flags.dash);
   if (!flags.dash.empty() + flags.has_prompt + !flags.prompt_file.empty() > 1)
@@ -76,7 +76,7 @@ double seconds_since(std::chrono::steady_clock::time_point begin) {
 
 double per_second(double count, double seconds) { return seconds > 0 ? count / seconds : 0; }
 
-int run_generate(const Flags& flags) {
+int run_generate(const GenerateFlags& flags) {
   check_flags(flags);
   const std::string prompt = prompt_of(flags);
   const auto model = app::load_model<float>(flags.checkpoint);
@@ -147,7 +147,7 @@ int run_generate(const Flags& flags) {
 
 void add_generate(CLI::App& app, Run& run) {
   CLI::App* command = app.add_subcommand("generate", "continue a text");
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<GenerateFlags>();
   app::GenerateSettings& settings = flags->settings;
   app::SamplerSettings& sampler = settings.sampler;
   command->add_option("CHECKPOINT", flags->checkpoint, "checkpoint or training folder")->required();

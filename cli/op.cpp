@@ -7,7 +7,7 @@
 namespace loglinear::cli {
 namespace {
 
-constexpr const char* kDetails =
+constexpr const char* kOpDetails =
     R"(IN holds q k (B, T, G, K), v (B, T, H, V), g (B, T, H) <= 0, level_scales (B, T, H, L), for gated_delta
 beta (B, T, H), all of any float type; optional cu_seqlens (N + 1) of I64 or I32 with B = 1, and do (B, T, H, V),
 the gradient of the loss in o. OUT gets o, and given do also dq dk dv dg dlevel_scales (dbeta).
@@ -55,7 +55,7 @@ void add_op(CLI::App& app, Run& run) {
       ->capture_default_str();
   command->add_option("--threads", flags->settings.threads, "0: all cores; never changes the result")
       ->capture_default_str();
-  command->footer(kDetails);
+  command->footer(kOpDetails);
   command->callback([&run, flags] {
     run = [flags] {
       app::OpSettings& settings = flags->settings;

@@ -16,7 +16,7 @@
 namespace loglinear::cli {
 namespace {
 
-constexpr const char* kNotes =
+constexpr const char* kRecipeNotes =
     R"(FILE says which models are trained, how, and what is measured after each; docs/recipes.md describes it, and recipes/ has
 those of the tables in docs/quality.md. Every training has one thread and --jobs of them run at once; a value is the same
 whatever --jobs is. In OUT each has a folder as `loglinear train` makes it, with its result.json. What has ended is not done
@@ -33,7 +33,7 @@ Examples:
   loglinear recipe recipes/recall.toml --out look --seeds 1 --set steps=20 --only 'mamba2-16'
   loglinear recipe recipes/position.toml --data books --out position --json position.json)";
 
-struct Flags {
+struct RecipeFlags {
   std::string file, json;
   app::RecipeOptions options;
   app::RecipeRun run;
@@ -41,7 +41,7 @@ struct Flags {
   bool dry_run = false, seeds_given = false, examples_given = false;
 };
 
-int run_recipe(const Flags& flags, bool json) {
+int run_recipe(const RecipeFlags& flags, bool json) {
   const auto at_least = [](const char* name, std::int64_t value, std::int64_t least) {
     if (value < least) fail_usage("recipe", "{}: got {}, need at least {}", name, value, least);
   };
@@ -105,7 +105,7 @@ int run_recipe(const Flags& flags, bool json) {
 
 void add_recipe(CLI::App& app, Run& run) {
   CLI::App* command = app.add_subcommand("recipe", "the trainings that a table needs, and the table");
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<RecipeFlags>();
   command->add_option("FILE", flags->file, "recipe, .toml or .json")->required();
   command->add_option("--out", flags->out, "folder for the trainings and their results");
   command->add_option("--jobs", flags->run.jobs, "trainings at once, of one thread each; 0: as many as processors")
@@ -126,7 +126,7 @@ void add_recipe(CLI::App& app, Run& run) {
       command->add_option("--json", flags->json, "write JSON to FILE; - or no FILE: only JSON, on standard output")
           ->expected(0, 1)
           ->type_name("[FILE]");
-  command->footer(kNotes);
+  command->footer(kRecipeNotes);
   command->callback([&run, flags, json, seeds, examples] {
     flags->seeds_given = seeds->count() > 0, flags->examples_given = examples->count() > 0;
     run = [flags, json] { return run_recipe(*flags, json->count() > 0); };

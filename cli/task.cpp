@@ -19,7 +19,7 @@
 namespace loglinear::cli {
 namespace {
 
-constexpr const char* kDetails =
+constexpr const char* kTaskDetails =
     R"(An example is a function of the settings, --data, --seed and its index alone. docs/tasks.md has one of each task.
 
 JSON lines: {task, index, seed, length, tokens, targets, answers}. Position i of tokens predicts targets[i], -1 where
@@ -41,7 +41,7 @@ constexpr std::int64_t kMostSeed = std::int64_t{1} << 53;
 constexpr std::int64_t kMostPacked = std::int64_t{1} << 30;  // tokens that are held in memory
 constexpr std::size_t kBuffer = 1 << 16;
 
-struct Flags {
+struct TaskFlags {
   app::TaskSettings settings;
   std::int64_t count = 1, index = 0;
   std::optional<std::int64_t> seed;  // default: 1, of held-out examples 0 as in eval
@@ -158,7 +158,7 @@ std::string shown(const app::Task& task, std::int64_t index, const Example& exam
   return io::replace_malformed(text);
 }
 
-void write_packed(const Flags& flags, const app::Task& task, const app::Text* text, std::uint64_t seed,
+void write_packed(const TaskFlags& flags, const app::Task& task, const app::Text* text, std::uint64_t seed,
                   const Example& all) {
   std::vector<std::int64_t> answers;
   for (const app::Answer& answer : all.answers)
@@ -183,7 +183,7 @@ void write_packed(const Flags& flags, const app::Task& task, const app::Text* te
   io::write_safetensors(flags.out, tensors, metadata);
 }
 
-int run_task(const Flags& flags) {
+int run_task(const TaskFlags& flags) {
   if (flags.list) {
     print(list_text());
     return 0;
@@ -252,7 +252,7 @@ int run_task(const Flags& flags) {
 
 void add_task(CLI::App& app, Run& run) {
   CLI::App* command = app.add_subcommand("task", "recall, passkey, needle and copy tasks as data, by a seed");
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<TaskFlags>();
   command->add_option("NAME", flags->settings.name, "which task, see --list");
   command->add_flag("--list", flags->list, "the tasks, what they are and their defaults");
   command->add_flag("--show", flags->show, "print examples for people to read");
@@ -272,7 +272,7 @@ void add_task(CLI::App& app, Run& run) {
                              [&](const std::string& name, auto& value, double, double, const char* help) {
                                command->add_option("--" + name, value, help)->group("The task");
                              });
-  command->footer(kDetails);
+  command->footer(kTaskDetails);
   command->callback([&run, flags] { run = [flags] { return run_task(*flags); }; });
 }
 

@@ -14,8 +14,8 @@
 namespace loglinear::cli {
 namespace {
 
-constexpr const char* kNotes =
-    R"(Configuration file: keys are the names of the flags, with - or _; lists for --data and --val-data. Flags win.
+constexpr const char* kTrainNotes =
+    R"(Configuration file: keys are the names of the flags, with - or _; lists for --data and --val-data. TrainFlags win.
 Text: every file is a document, every line of a .jsonl or .ndjson file another. A byte 0 stands between documents.
 Task: examples 0, 1, 2, ... of --seed, at most --seq-len tokens each, as many as fit into --batch-tokens; loglinear task
 shows them. The vocabulary of the model is the task's. A validation is the part of held-out answers that are right; of
@@ -35,13 +35,13 @@ Examples:
   loglinear train --from model --data letters.txt --out letters --lr 5e-4 --steps 200
   loglinear train --out model --resume)";
 
-struct Flags {
+struct TrainFlags {
   app::TrainSettings values;                                  // as given; only options that were given count
   std::vector<std::pair<std::string, CLI::Option*>> options;  // every flag that is a setting
   std::string config;
 };
 
-int run_train(const Flags& flags) {
+int run_train(const TrainFlags& flags) {
   nlohmann::json given = nlohmann::json::object();
   app::for_each_setting(flags.values, [&](const std::string& name, const auto& value, const auto&...) {
     for (const auto& [option, pointer] : flags.options)
@@ -77,7 +77,7 @@ int run_train(const Flags& flags) {
 
 void add_train(CLI::App& app, Run& run) {
   CLI::App* command = app.add_subcommand("train", "train a language model on the bytes of text, or on a task");
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<TrainFlags>();
   command->add_option("--config", flags->config, "file.toml or file.json with settings")->group("Run");
   app::for_each_setting(flags->values, [&](const std::string& name, auto& value, const app::SettingRange&,
                                            const char* group, const char* help) {
@@ -95,7 +95,7 @@ void add_train(CLI::App& app, Run& run) {
     option->group(group);
     flags->options.emplace_back(name, option);
   });
-  command->footer(kNotes);
+  command->footer(kTrainNotes);
   command->callback([&run, flags] { run = [flags] { return run_train(*flags); }; });
 }
 

@@ -32,7 +32,7 @@ Outcome shell(const Scratch& scratch, const std::string& command) {
   return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), file_text(out), file_text(err)};
 }
 
-constexpr int kTrained = kSanitized ? 30 : 60;  // steps
+constexpr int kTrained = kSanitized ? 10 : 60;  // steps
 
 // One small trained model for all tests.
 class Use : public testing::Test {

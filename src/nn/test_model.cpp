@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <numeric>
+#include <span>
 
 #include "base/random.hpp"
 #include "loglinear/adamw.hpp"
@@ -26,11 +27,15 @@ double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 double silu(double x) { return x * sigmoid(x); }
 double softplus(double x) { return x > 20 ? x : std::log1p(std::exp(x)); }
 
-Vector part(const Vector& x, std::int64_t begin, std::int64_t count) {
-  return Vector(x.begin() + begin, x.begin() + begin + count);
+using View = std::span<const double>;
+
+View part(const Vector& x, std::int64_t begin, std::int64_t count) {
+  return {x.data() + begin, x.data() + begin + count};
 }
 
-double dot(const Vector& a, const Vector& b) { return std::inner_product(a.begin(), a.end(), b.begin(), 0.0); }
+Vector copy(View x) { return {x.begin(), x.end()}; }
+
+double dot(View a, View b) { return std::inner_product(a.data(), a.data() + a.size(), b.data(), 0.0); }
 
 class Definition {
  public:
@@ -46,7 +51,7 @@ class Definition {
     const std::string top = mamba ? "backbone." : "model.", mixer = mamba ? "mixer" : "attn";
     Rows h;
     for (std::int32_t token : tokens)
-      h.push_back(part(values(top + "embeddings.weight"), token * c_.hidden_size, c_.hidden_size));
+      h.push_back(copy(part(values(top + "embeddings.weight"), token * c_.hidden_size, c_.hidden_size)));
     for (std::int64_t i = 0; i < c_.num_layers; ++i) {
       const std::string layer = top + "layers." + std::to_string(i) + ".";
       const bool delta = c_.family.ends_with("gated_deltanet") &&
@@ -126,48 +131,57 @@ class Definition {
     return dot(part(rows[t], 0, c_.match_width), part(rows[r], c_.match_width, c_.match_width));
   }
 
-  // match(r): how well t matches r, which the policy content asks for.
-  double level_scale(const Vector& dl, const std::string& prefix, std::int64_t head, std::int64_t t, std::int64_t s,
-                     double factor, const std::function<double(std::int64_t)>& match) const {
-    if (c_.unit_scales || !c_.family.starts_with("log_linear")) return 1;
+  // The scale of what t reads of each token up to it. match(r): how well t matches r, which the policy content asks
+  // for.
+  Vector level_scales(View dl, const std::string& prefix, std::int64_t head, std::int64_t t, double factor,
+                      const std::function<double(std::int64_t)>& match) const {
+    if (c_.unit_scales || !c_.family.starts_with("log_linear")) return Vector(t + 1, 1.0);
     const auto bits = [](std::int64_t x) {
       std::int64_t n = 0;
       for (; x > 0; x >>= 1) ++n;
       return n;
     };
-    const std::int64_t at = t + offset_, level = bits(at ^ (s + offset_)), top = bits(at), last = c_.trained_levels - 1;
+    const std::int64_t at = t + offset_, top = bits(at), last = c_.trained_levels - 1;
+    const auto level = [&](std::int64_t s) { return bits(at ^ (s + offset_)); };
+    Vector matches(top + 1);
+    double all = 0;
+    for (std::int64_t r = 0; r <= t && c_.level_policy == LevelPolicy::content; ++r) {
+      const double one = match(r);
+      all += one;
+      matches[level(r)] += one;
+    }
     const auto z = [&](std::int64_t l) {
       const std::int64_t j = head * c_.num_levels + std::min(l, last);
-      double matches = 0, all = 0;
-      for (std::int64_t r = 0; r <= t && c_.level_policy == LevelPolicy::content; ++r) {
-        const double one = match(r);
-        all += one;
-        if (bits(at ^ (r + offset_)) == l) matches += one;
-      }
       // The block may have begun before the sequence: its size is that of the level.
       const double tokens = l == 0 ? 1 : std::exp2(static_cast<double>(l - 1));
       // Keys of the layer's own less their mean.
-      if (c_.match_width > 0) matches -= tokens * all / static_cast<double>(at + 1);
-      return values(prefix + "L")[j] * (dl[j] + matches / std::sqrt(tokens));
+      const double mean = c_.match_width > 0 ? tokens * all / static_cast<double>(at + 1) : 0;
+      return values(prefix + "L")[j] * (dl[j] + (matches[l] - mean) / std::sqrt(tokens));
     };
-    if (c_.level_policy == LevelPolicy::share) return factor * softplus(z(level));
-    if (c_.level_policy == LevelPolicy::stretch) {
-      if (top <= last) return factor * softplus(z(level));
-      const double place = static_cast<double>(level * last) / static_cast<double>(top), low = std::floor(place);
-      const auto j = static_cast<std::int64_t>(low);
-      return factor * ((low + 1 - place) * softplus(z(j)) + (place - low) * softplus(z(j + 1)));
-    }
     double sum = std::exp(z(0)), count = 1;
     for (std::int64_t l = 1; l <= top; ++l)
       if (at >> (l - 1) & 1) sum += std::exp(z(l)), ++count;
-    return factor * count * std::exp(z(level)) / sum;
+    const auto scale = [&](std::int64_t l) {
+      if (c_.level_policy == LevelPolicy::share || (c_.level_policy == LevelPolicy::stretch && top <= last))
+        return softplus(z(l));
+      if (c_.level_policy == LevelPolicy::stretch) {
+        const double place = static_cast<double>(l * last) / static_cast<double>(top), low = std::floor(place);
+        const auto j = static_cast<std::int64_t>(low);
+        return (low + 1 - place) * softplus(z(j)) + (place - low) * softplus(z(j + 1));
+      }
+      return count * std::exp(z(l)) / sum;
+    };
+    Vector scales(t + 1);
+    for (std::int64_t s = t; s >= 0; --s)
+      scales[s] = s < t && level(s) == level(s + 1) ? scales[s + 1] : factor * scale(level(s));
+    return scales;
   }
 
   Rows mamba2(const Rows& x, const std::string& prefix) const {
     const std::int64_t H = c_.num_heads, P = c_.value_width, N = c_.key_width, G = c_.num_groups, inner = H * P;
     const Rows z = linear(x, prefix + "in_proj.weight");
     Rows xbc;
-    for (const Vector& row : z) xbc.push_back(part(row, inner, inner + 2 * G * N));
+    for (const Vector& row : z) xbc.push_back(copy(part(row, inner, inner + 2 * G * N)));
     xbc = conv(xbc, prefix + "conv1d", true);
     const std::int64_t T = static_cast<std::int64_t>(x.size()), dt_at = 2 * inner + 2 * G * N;
     const auto dt = [&](std::int64_t t, std::int64_t h) {
@@ -176,18 +190,17 @@ class Definition {
     const Rows own = matched(x, prefix);
     Rows y;
     for (std::int64_t t = 0; t < T; ++t) {
-      const Vector dl = part(z[t], dt_at + H, static_cast<std::int64_t>(z[t].size()) - dt_at - H);
+      const View dl = part(z[t], dt_at + H, static_cast<std::int64_t>(z[t].size()) - dt_at - H);
       Vector out(inner);
       for (std::int64_t h = 0; h < H; ++h) {
         const std::int64_t group = h / (H / G);
-        const Vector q = part(xbc[t], inner + G * N + group * N, N);
+        const View q = part(xbc[t], inner + G * N + group * N, N);
+        const Vector scales = level_scales(dl, prefix, h, t, 1, [&](std::int64_t r) {
+          return own.empty() ? dot(q, part(xbc[r], inner + group * N, N)) : own_match(own, t, r);
+        });
         double decay = 0;
         for (std::int64_t s = t; s >= 0; --s) {
-          const auto match = [&](std::int64_t r) {
-            return own.empty() ? dot(q, part(xbc[r], inner + group * N, N)) : own_match(own, t, r);
-          };
-          const double weight = level_scale(dl, prefix, h, t, s, 1, match) * std::exp(decay) *
-                                dot(q, part(xbc[s], inner + group * N, N)) * dt(s, h);
+          const double weight = scales[s] * std::exp(decay) * dot(q, part(xbc[s], inner + group * N, N)) * dt(s, h);
           for (std::int64_t p = 0; p < P; ++p) out[h * P + p] += weight * xbc[s][h * P + p];
           decay -= std::exp(values(prefix + "A_log")[h]) * dt(s, h);
         }
@@ -202,34 +215,37 @@ class Definition {
   Rows gated_deltanet(const Rows& x, const std::string& prefix) const {
     const std::int64_t H = c_.num_heads, K = c_.key_width, V = c_.value_width;
     const std::int64_t T = static_cast<std::int64_t>(x.size());
-    const Rows q = conv(linear(x, prefix + "q_proj.weight"), prefix + "q_conv1d", false);
-    const Rows k = conv(linear(x, prefix + "k_proj.weight"), prefix + "k_conv1d", false);
+    const auto unit = [&](Rows rows) {
+      for (Vector& row : rows)
+        for (std::int64_t h = 0; h < H; ++h) {
+          const View u = part(row, h * K, K);
+          const double r = 1 / std::sqrt(dot(u, u) + 1e-6);
+          for (std::int64_t j = 0; j < K; ++j) row[h * K + j] *= r;
+        }
+      return rows;
+    };
+    const Rows q = unit(conv(linear(x, prefix + "q_proj.weight"), prefix + "q_conv1d", false));
+    const Rows k = unit(conv(linear(x, prefix + "k_proj.weight"), prefix + "k_conv1d", false));
     const Rows v = conv(linear(x, prefix + "v_proj.weight"), prefix + "v_conv1d", false);
     const Rows a = linear(x, prefix + "a_proj.weight"), b = linear(x, prefix + "b_proj.weight");
     const Rows gate = linear(x, prefix + "g_proj.weight");
     const bool learned = c_.family.starts_with("log_linear") && !c_.unit_scales;
     const Rows dl = learned ? linear(x, prefix + "l_proj.weight") : Rows(x.size());
-    const auto unit = [&](const Rows& rows, std::int64_t t, std::int64_t h) {
-      Vector u = part(rows[t], h * K, K);
-      const double r = 1 / std::sqrt(dot(u, u) + 1e-6);
-      for (double& e : u) e *= r;
-      return u;
-    };
     const double scale = 1 / std::sqrt(static_cast<double>(K));
     const Rows own = matched(x, prefix);
     Rows y;
     for (std::int64_t t = 0; t < T; ++t) {
       Vector row;
       for (std::int64_t h = 0; h < H; ++h) {
-        Vector out(V), r = unit(q, t, h);  // r: q carried back through the transitions
+        Vector out(V), r = copy(part(q[t], h * K, K));  // r: q carried back through the transitions
         for (double& e : r) e *= scale;
-        const auto match = [&, query = r](std::int64_t at) {
-          return own.empty() ? dot(query, unit(k, at, h)) / scale : own_match(own, t, at);
-        };
+        const Vector scales = level_scales(dl[t], prefix, h, t, 1 / scale, [&](std::int64_t at) {
+          return own.empty() ? dot(r, part(k[at], h * K, K)) / scale : own_match(own, t, at);
+        });
         for (std::int64_t s = t; s >= 0; --s) {
-          const Vector ks = unit(k, s, h);
+          const View ks = part(k[s], h * K, K);
           const double beta = sigmoid(b[s][h]), along = dot(r, ks);
-          const double weight = level_scale(dl[t], prefix, h, t, s, 1 / scale, match) * along * beta;
+          const double weight = scales[s] * along * beta;
           for (std::int64_t j = 0; j < V; ++j) out[j] += weight * v[s][h * V + j];
           const double decay =
               std::exp(-std::exp(values(prefix + "A_log")[h]) * softplus(a[s][h] + values(prefix + "dt_bias")[h]));
@@ -269,8 +285,8 @@ class Definition {
     return linear(y, prefix + "o_proj.weight");
   }
 
-  static Vector rotated(const Vector& u, std::int64_t width, std::int64_t position, double theta) {
-    Vector out = u;
+  static Vector rotated(View u, std::int64_t width, std::int64_t position, double theta) {
+    Vector out = copy(u);
     for (std::int64_t i = 0; i < width / 2; ++i) {
       const double angle = static_cast<double>(position) * std::pow(theta, -2.0 * i / width);
       out[i] = u[i] * std::cos(angle) - u[i + width / 2] * std::sin(angle);
@@ -304,7 +320,7 @@ class Definition {
         const std::int64_t turned = W / 4 * 2;
         q[t] = rotated(part(row, 0, W), turned, t, 10000);
         k[t] = rotated(part(row, W, W), turned, t, 10000);
-        v[t] = part(row, 2 * W, W);
+        v[t] = copy(part(row, 2 * W, W));
       }
       for (std::int64_t t : order) {
         Vector head(W);
@@ -334,10 +350,15 @@ class Definition {
     const auto project = [&](const std::string& name) {
       return linear(x, prefix + name + ".weight", c_.qkv_bias ? prefix + name + ".bias" : "");
     };
-    const Rows q = project("q_proj"), k = project("k_proj"), v = project("v_proj");
-    const auto turned = [&](const Rows& rows, std::int64_t t, std::int64_t h) {
-      return rotated(part(rows[t], h * W, W), W, t, c_.rope_theta);
+    const auto turned = [&](const Rows& rows) {
+      Rows out(rows.size());
+      for (std::size_t t = 0; t < rows.size(); ++t)
+        for (std::int64_t at = 0; at < static_cast<std::int64_t>(rows[t].size()); at += W)
+          for (double e : rotated(part(rows[t], at, W), W, static_cast<std::int64_t>(t), c_.rope_theta))
+            out[t].push_back(e);
+      return out;
     };
+    const Rows q = turned(project("q_proj")), k = turned(project("k_proj")), v = project("v_proj");
     Rows y;
     for (std::int64_t t = 0; t < static_cast<std::int64_t>(x.size()); ++t) {
       Vector row;
@@ -347,7 +368,8 @@ class Definition {
         double sum = 0;
         for (std::int64_t s = 0; s <= t; ++s) {
           if (!sees(t, s)) continue;
-          const double weight = std::exp(dot(turned(q, t, h), turned(k, s, group)) / std::sqrt(static_cast<double>(W)));
+          const double weight =
+              std::exp(dot(part(q[t], h * W, W), part(k[s], group * W, W)) / std::sqrt(static_cast<double>(W)));
           sum += weight;
           for (std::int64_t j = 0; j < W; ++j) out[j] += weight * v[s][group * W + j];
         }
