@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <map>
 
 #include "base/error.hpp"
@@ -192,6 +193,9 @@ void DecodeStateOf<T>::load(const std::vector<StateTensor>& tensors) {
       slot.matrix = std::make_shared<Buffer>(matrix.size() * sizeof(T));
       std::memcpy(slot.matrix->data(), matrix.data(), slot.matrix->size());
       slot.log_decay = shelf.take<double>(name + ".log_decay", {state.heads()});
+      for (const double decay : slot.log_decay)
+        if (!(decay < std::numeric_limits<double>::infinity()))
+          fail("state", "{}.log_decay: holds {}, which is no log decay", name, decay);
       slots.push_back(std::move(slot));
     }
     const std::int64_t chunk = state.chunk(), rows = position % chunk;

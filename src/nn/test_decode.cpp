@@ -168,7 +168,7 @@ TEST_P(Decode, SavedStatesComeBack) {
 TEST_P(Decode, LyingStatesAreRefused) {
   Model<float> model(GetParam().config);
   fill(model, 12);
-  const Batch batch = make_batch(model.config(), {37}, 13);
+  const Batch batch = make_batch(model.config(), {101}, 13);  // full chunks and open tokens
   DecodeState state = model.new_state();
   read(model, state, std::span<const std::int32_t>(batch.tokens));
   const std::vector<StateTensor> good = state.save();
@@ -204,8 +204,14 @@ TEST_P(Decode, LyingStatesAreRefused) {
       bad[i].bytes.pop_back();
       refused("a byte less in " + name, bad);
     }
+    for (const double decay : {std::nan(""), HUGE_VAL}) {
+      if (!name.ends_with(".log_decay")) continue;
+      bad = good;
+      std::memcpy(bad[i].bytes.data(), &decay, sizeof decay);
+      refused("a decay in " + name, bad);
+    }
   }
-  for (double position : {-1.0, 0.5, 36.0, 38.0, 1e15, 9007199254740992.0, 1e300, 0.0 / 0.0, 1.0 / 0.0}) {
+  for (double position : {-1.0, 0.5, 100.0, 102.0, 1e15, 9007199254740992.0, 1e300, 0.0 / 0.0, 1.0 / 0.0}) {
     // A window forgets how long the text was, so where it is full another position cannot be told from the truth.
     if (GetParam().config.family == "sliding_window" && position >= static_cast<double>(GetParam().config.window) &&
         position == std::floor(position) && position <= 0x1p53)
