@@ -1,6 +1,7 @@
 #include "app/data.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <numeric>
 
@@ -16,6 +17,7 @@ namespace {
 
 constexpr std::uint64_t kOrderStream = std::uint64_t{0x64617461} << 32;   // + epoch
 constexpr std::uint64_t kOffsetStream = std::uint64_t{0x6f666673} << 32;  // + step
+constexpr std::uint64_t kRepeatStream = std::uint64_t{0x72657065} << 32;  // + step
 
 }  // namespace
 
@@ -93,6 +95,34 @@ void draw_offsets(Batch& batch, double part, std::int64_t levels, std::uint64_t 
     // A token before and one from 2^(level - 1) on read each other through that level.
     const std::int64_t level = known + below(level_bits, std::min<std::int64_t>(levels, 61) - known);
     batch.offsets[n] = (std::int64_t{1} << (level - 1)) - 1 - below(place_bits, T - 1);
+  }
+}
+
+void draw_repeats(Batch& batch, double part, std::uint64_t seed, std::uint64_t step) {
+  if (part <= 0) return;
+  constexpr double kShortest = 16, kLongest = 128;
+  const double mean = (kLongest - kShortest) / std::log(kLongest / kShortest);  // of a passage
+  Random random(seed, kRepeatStream + step);
+  const auto below = [&](double range) { return static_cast<std::int64_t>(random.uniform() * range); };
+  const auto doublings = [&](double low, double high) {
+    return static_cast<std::int64_t>(low * std::pow(high / low, random.uniform()));
+  };
+  for (std::size_t n = 0; n + 1 < batch.cu_seqlens.size(); ++n) {
+    const auto first = batch.tokens.begin() + batch.cu_seqlens[n];
+    const std::int64_t T = batch.cu_seqlens[n + 1] - batch.cu_seqlens[n];
+    for (std::int64_t at = 0;;) {
+      at += 1 + below(2 * mean * (1 - part) / part);
+      const std::int64_t length = doublings(kShortest, kLongest + 1);
+      if (at + length > T) break;
+      if (at < length + 2) continue;
+      const std::int64_t from = at - length - doublings(1, static_cast<double>(at - length));
+      std::copy_n(first + from, length, first + at);
+      at += length;
+    }
+    for (std::int64_t t = 0; t + 1 < T; ++t) {
+      std::int32_t& target = batch.targets[static_cast<std::size_t>(batch.cu_seqlens[n] + t)];
+      if (target >= 0) target = first[t + 1];
+    }
   }
 }
 

@@ -65,6 +65,11 @@ struct Batch {
 // ends. The others begin at 0. A pure function of the arguments.
 void draw_offsets(Batch& batch, double part, std::int64_t levels, std::uint64_t seed, std::uint64_t step);
 
+// Replaces about `part` (0 <= part < 1) of every sequence by passages of 16 to 128 tokens that it has read before, from
+// as often one to two tokens further back as 1000 to 2000, so that it is worth while to remember what was read. Targets
+// follow, but for those that are -1. A pure function of the arguments.
+void draw_repeats(Batch& batch, double part, std::uint64_t seed, std::uint64_t step);
+
 // Where a reader of batches stands.
 struct DataPosition {
   std::int64_t epoch = 0;  // epochs begun before this one

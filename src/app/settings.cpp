@@ -54,6 +54,7 @@ void check_data_settings(const TrainSettings& s) {
     for (const char* name : {"data-bytes", "val-data", "val-fraction"})
       unused(name, "of the text that examples are made from, and there is no --data");
   unused("val-bytes", "of text; a --task is validated on --val-examples");
+  unused("repeats", "of text; an example of a --task stays as it is");
   unused("packing", "of text; an example of a --task is a sequence of its own");
   const TaskSettings task = resolved(task_of(s));  // refuses numbers that contradict each other
   if (!find_task(task.name)->bytes) unused("data", "the examples of this --task are not made from text");

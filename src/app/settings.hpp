@@ -43,6 +43,8 @@ void for_each_setting(Settings& s, F&& f) {
   f("val-bytes", s.val_bytes, positive, "Data", "at most this much of the validation text is scored each time");
   f("packing", s.packing, none, "Data",
     "documents: sequences end with their document; blocks: contiguous blocks of all text");
+  f("repeats", s.repeats, SettingRange{0, 0.9}, "Data",
+    "part of the text trained on that is replaced by passages from before in the same sequence: it pays to remember");
   f("seq-len", s.seq_len, SettingRange{1, 1 << 30}, "Data", "longest sequence, in tokens (of text: bytes)");
   f("batch-tokens", s.batch_tokens, SettingRange{1, 1 << 30}, "Data", "tokens in a batch, at least --seq-len");
 

@@ -192,5 +192,51 @@ TEST(Offsets, LetEveryLevelBeRead) {
   EXPECT_EQ(batch.offsets, std::vector<std::int64_t>(5, 0));
 }
 
+// About `part` of each sequence is what it has read before; each token is its own number here, so that shows.
+TEST(Repeats, ArePassagesFromBefore) {
+  const std::vector<std::int64_t> cu_seqlens = {0, 1, 1, 18, 60, 1060, 5156};
+  const auto make = [&](double part, std::uint64_t seed, std::uint64_t step) {
+    Batch batch;
+    batch.cu_seqlens = cu_seqlens;
+    for (std::int32_t t = 0; t < cu_seqlens.back(); ++t)
+      batch.tokens.push_back(t), batch.targets.push_back(t % 7 == 3 ? -1 : t + 1);
+    draw_repeats(batch, part, seed, step);
+    return batch;
+  };
+  for (const double part : {0.1, 0.5, 0.9}) {
+    std::int64_t replaced = 0, tokens = 0;
+    std::map<int, int> back;  // digits of the distance: passages
+    for (std::uint64_t step = 0; step < 20; ++step) {
+      const Batch batch = make(part, 7, step);
+      EXPECT_EQ(batch.cu_seqlens, cu_seqlens);
+      for (std::size_t n = 0; n + 1 < cu_seqlens.size(); ++n) {
+        const std::int64_t begin = cu_seqlens[n], end = cu_seqlens[n + 1];
+        std::int64_t run = 0;  // of replaced tokens: one passage or several
+        for (std::int64_t t = begin; t < end; ++t) {
+          const std::int64_t token = batch.tokens[t];
+          ASSERT_TRUE(token >= begin && token <= t) << token << " at " << t;
+          if (token == t) {
+            EXPECT_TRUE(run == 0 || run >= 16) << t;
+            run = 0;
+          } else if (run++ == 0 && n == 5 && part == 0.1) {
+            ++back[std::bit_width(static_cast<std::uint64_t>(t - token))];
+          }
+          EXPECT_EQ(batch.targets[t], t % 7 == 3 ? -1 : t + 1 < end ? batch.tokens[t + 1] : t + 1);
+          if (n == 5) replaced += token != t, ++tokens;
+        }
+      }
+    }
+    const double got = static_cast<double>(replaced) / static_cast<double>(tokens);
+    EXPECT_NEAR(got, part, 0.05 * part + 0.02);
+    if (part == 0.1)
+      for (int digits = 7; digits <= 11; ++digits) EXPECT_GT(back[digits], 3) << digits;
+  }
+  EXPECT_EQ(make(0.3, 7, 1).tokens, make(0.3, 7, 1).tokens);
+  EXPECT_NE(make(0.3, 7, 1).tokens, make(0.3, 7, 2).tokens);
+  EXPECT_NE(make(0.3, 7, 1).tokens, make(0.3, 8, 1).tokens);
+  const Batch untouched = make(0, 7, 1);
+  for (std::int32_t t = 0; t < cu_seqlens.back(); ++t) ASSERT_EQ(untouched.tokens[t], t);
+}
+
 }  // namespace
 }  // namespace loglinear::app

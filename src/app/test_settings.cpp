@@ -162,6 +162,7 @@ TEST_F(Settings, WhatOnlyTextOrOnlyATaskHasIsRefused) {
   refused(with(task, "val-fraction", 0.1), "--val-fraction");
   refused(with(task, "val-bytes", 100), "--val-bytes");
   refused(with(task, "packing", "blocks"), "--packing");
+  refused(with(task, "repeats", 0.1), "--repeats");
   refused(with(task, "seq-len", 20), "length");
   refused(with(task, "alpha", 0.5), "alpha");
   refused(with(with(task, "task", "mqar"), "data", "y"), "--data");

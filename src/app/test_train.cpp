@@ -141,6 +141,7 @@ TEST_F(Train, ResumedRunsEndWithTheSameBits) {
     s.mixer = family;
     s.accumulate = 2;
     s.packing = family == "flash" ? "blocks" : "documents";
+    s.repeats = family == "mamba2" ? 0.9 : 0;
     train(s);
     const std::string parts = "parts_" + family;
     s.out = (folder_ / parts).string();
@@ -155,6 +156,31 @@ TEST_F(Train, ResumedRunsEndWithTheSameBits) {
     EXPECT_TRUE(optimizer("whole_" + family, 12) == optimizer(parts, 12));
     EXPECT_EQ(log("whole_" + family), log(parts));
   }
+}
+
+// Passages are repeated in what is trained on, not in what is held out, and a resumed run repeats as much.
+TEST_F(Train, RepeatsAreOfTheTrainingAlone) {
+  TrainSettings s = settings("plain");
+  s.seq_len = s.batch_tokens = 256;
+  s.lr = s.min_lr = 0;  // the same model throughout
+  train(s);
+  s.out = (folder_ / "repeated").string();
+  s.repeats = 0.5;
+  train(s);
+  const std::vector<json> plain = log("plain"), repeated = log("repeated");
+  ASSERT_EQ(plain.size(), repeated.size());
+  std::map<std::string, int> seen;
+  for (std::size_t i = 0; i < plain.size(); ++i) {
+    const std::string type = plain[i].at("type");
+    ++seen[type];
+    if (type == "train") EXPECT_NE(plain[i].at("loss"), repeated[i].at("loss"));
+    if (type == "validation") EXPECT_EQ(plain[i], repeated[i]);
+  }
+  EXPECT_GT(seen["train"], 0);
+  EXPECT_GT(seen["validation"], 0);
+  s.resume = true;
+  s.repeats = 0.25;
+  EXPECT_THROW(train(s), Error);
 }
 
 // What trainer.json said before mixers had names of their own.

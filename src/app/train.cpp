@@ -40,7 +40,8 @@ constexpr const char* kFixed[] = {"mixer",        "hidden-size",    "layers",
                                   "routed-heads", "sparsity",       "norm-eps",
                                   "rope-theta",   "packing",        "seq-len",
                                   "batch-tokens", "seed",           "initializer-range",
-                                  "accumulate",   "task",           "from"};
+                                  "accumulate",   "task",           "from",
+                                  "repeats"};
 
 std::vector<std::string> fixed_settings() {
   std::vector<std::string> names(std::begin(kFixed), std::end(kFixed));
@@ -271,10 +272,11 @@ void Trainer::step() {
   std::vector<Batch> batches;
   do {
     source_->next(batches.emplace_back());
+    const auto seed = static_cast<std::uint64_t>(s_.seed);
+    const std::uint64_t number = static_cast<std::uint64_t>(p_.step * s_.accumulate) + batches.size() - 1;
+    draw_repeats(batches.back(), s_.repeats, seed, number);
     if (s_.position_offsets > 0)
-      draw_offsets(batches.back(), s_.position_offsets, model_->config().num_levels,
-                   static_cast<std::uint64_t>(s_.seed),
-                   static_cast<std::uint64_t>(p_.step * s_.accumulate) + batches.size() - 1);
+      draw_offsets(batches.back(), s_.position_offsets, model_->config().num_levels, seed, number);
     interval_tokens_ += static_cast<double>(batches.back().tokens.size());
     p_.tokens += static_cast<std::int64_t>(batches.back().tokens.size());
   } while (static_cast<std::int64_t>(batches.size()) < s_.accumulate &&

@@ -40,6 +40,7 @@ struct TrainSettings {
 
   std::string packing = "documents";
   std::int64_t seq_len = 1024, batch_tokens = 4096, accumulate = 1;
+  double repeats = 0;
   std::int64_t steps = 0, epochs = 0;  // one of steps, epochs, minutes; none: 1000 steps
   double minutes = 0;
   double lr = 2e-3, min_lr = -1, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1, clip = 1.0;
