@@ -100,8 +100,9 @@ void draw_offsets(Batch& batch, double part, std::int64_t levels, std::uint64_t 
 
 void draw_repeats(Batch& batch, double part, std::uint64_t seed, std::uint64_t step) {
   if (part <= 0) return;
-  constexpr double kShortest = 16, kLongest = 128;
+  constexpr std::int64_t kShortest = 16, kLongest = 128;
   const double mean = (kLongest - kShortest) / std::log(kLongest / kShortest);  // of a passage
+  const double gap = 2 * mean * (1 - part) / part;                              // the longest between two
   Random random(seed, kRepeatStream + step);
   const auto below = [&](double range) { return static_cast<std::int64_t>(random.uniform() * range); };
   const auto doublings = [&](double low, double high) {
@@ -110,11 +111,14 @@ void draw_repeats(Batch& batch, double part, std::uint64_t seed, std::uint64_t s
   for (std::size_t n = 0; n + 1 < batch.cu_seqlens.size(); ++n) {
     const auto first = batch.tokens.begin() + batch.cu_seqlens[n];
     const std::int64_t T = batch.cu_seqlens[n + 1] - batch.cu_seqlens[n];
-    for (std::int64_t at = 0;;) {
-      at += 1 + below(2 * mean * (1 - part) / part);
-      const std::int64_t length = doublings(kShortest, kLongest + 1);
-      if (at + length > T) break;
-      if (at < length + 2) continue;
+    // The sequence begins somewhere inside a gap: short ones get their part too.
+    for (std::int64_t at = -below(gap);;) {
+      at += 1 + below(gap);
+      if (at < 0) continue;
+      // The shortest passage must have stood before, and the separator that a document begins with is of none.
+      at = std::max(at, kShortest + 2);
+      if (T - at < kShortest) break;
+      const std::int64_t length = std::min({doublings(kShortest, kLongest + 1), at - 2, T - at});
       const std::int64_t from = at - length - doublings(1, static_cast<double>(at - length));
       std::copy_n(first + from, length, first + at);
       at += length;
