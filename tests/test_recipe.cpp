@@ -190,6 +190,79 @@ TEST(Recipe, GoesOnAfterAnInterruption) {
   EXPECT_TRUE(file_text(scratch / "cut/mamba2-1" / last) == file_text(scratch / "whole/mamba2-1" / last));
 }
 
+// A stage begins with the weights of the one before, as `train --from` does, also when it was interrupted.
+TEST(Recipe, StagesFollowEachOther) {
+  const Scratch scratch;
+  std::string words;
+  for (int i = 0; i < 6000; ++i) words += "word " + std::to_string(i * 7919 % 1000) + (i % 9 ? " " : ".\n");
+  const std::string data = scratch.file("text.txt", words), steps = kSanitized ? "60" : "300";
+  const std::string file = scratch.file("stages.toml", "[settings]\nmixer = \"log_linear_mamba2\"\n" + kSmallModel + R"(
+batch-tokens = 128
+val-every = 0
+[[stage]]
+task = "text_recall"
+seq-len = 64
+min-length = 56
+val-examples = 0
+steps = 4
+[[stage]]
+seq-len = 128
+repeats = 0.2
+val-bytes = 100
+save-every = 0
+steps = )" + steps + R"(
+[[score]]
+kind = "text"
+bytes = 1000
+)");
+  Arguments arguments = {"recipe", file, "--data", data, "--out", (scratch / "cut").string()};
+  Process process(arguments, scratch.path());
+  while (!fs::exists(scratch / "cut/training-1/log.jsonl") && !process.ended())
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  process.signal(SIGINT);
+  ASSERT_EQ(process.wait().code, 130);
+  const Outcome cut = recipe(file, scratch / "cut", {"--data", data, "--json", (scratch / "cut.json").string()});
+  ASSERT_EQ(cut.code, 0) << cut.err;
+  const json training = json::parse(file_text(scratch / "cut.json"))["rows"][0]["trainings"][0];
+  EXPECT_EQ(training["steps"], 4 + std::stoi(steps));
+
+  const fs::path first = scratch / "first", second = scratch / "second";
+  Arguments model = {"--mixer",       "log_linear_mamba2",
+                     "--hidden-size", "16",
+                     "--layers",      "1",
+                     "--heads",       "2",
+                     "--key-width",   "8",
+                     "--value-width", "8",
+                     "--mlp-width",   "16",
+                     "--task",        "text_recall",
+                     "--seq-len",     "64",
+                     "--min-length",  "56",
+                     "--steps",       "4",
+                     "--out",         first.string()};
+  Arguments taught = {"--from", first.string(), "--seq-len", "128",   "--repeats",
+                      "0.2",    "--steps",      steps,       "--out", second.string()};
+  for (Arguments* each : {&model, &taught}) {
+    each->insert(each->begin(), "train");
+    each->insert(each->end(), {"--data", data, "--batch-tokens", "128", "--quiet"});
+    const Outcome outcome = run(*each);
+    ASSERT_EQ(outcome.code, 0) << outcome.err;
+  }
+  const fs::path early = "step-0000004", late = kSanitized ? "step-0000060" : "step-0000300";
+  const auto same = [](const fs::path& a, const fs::path& b) {
+    return file_text(a / "model.safetensors") == file_text(b / "model.safetensors");
+  };
+  EXPECT_TRUE(same(scratch / "cut/training-1/before-1" / early, first / early));
+  EXPECT_TRUE(same(scratch / "cut/training-1" / late, second / late));
+  const auto tokens = [](const fs::path& step) {
+    return json::parse(file_text(step / "trainer.json"))["tokens"].get<std::int64_t>();
+  };
+  EXPECT_EQ(training["tokens"], tokens(first / early) + tokens(second / late));
+
+  const Outcome other = recipe(file, scratch / "cut", {"--data", data, "--set", "stage1.lr=0.5"});
+  EXPECT_EQ(not_one_clear_line(other, 2), "");
+  EXPECT_NE(other.err.find("was trained with stage1.lr 0.002, not 0.5"), std::string::npos) << other.err;
+}
+
 TEST(Recipe, ATrainingThatDivergesIsShown) {
   const Scratch scratch;
   const std::string file = scratch.file("small.toml", kTask);
@@ -299,7 +372,7 @@ TEST(Recipe, TheRecipesOfTheProjectArePlannedAsTheyAre) {
   for (const auto& entry : fs::directory_iterator(fs::path(LOGLINEAR_SOURCE_DIR) / "recipes")) {
     Arguments arguments = {"recipe", entry.path().string(), "--dry-run"};
     if (const fs::path name = entry.path().stem();
-        name == "position" || name == "text_recall" || name == "first_weights")
+        name == "position" || name == "position_taught" || name == "text_recall" || name == "first_weights")
       arguments.insert(arguments.end(), {"--data", std::string(LOGLINEAR_SOURCE_DIR) + "/README.md"});
     const Outcome outcome = run(arguments);
     EXPECT_EQ(outcome.code, 0) << entry.path() << outcome.err;

@@ -21,6 +21,7 @@ using nlohmann::json;
 
 constexpr const char* kRecipeFile = "recipe";
 constexpr double kMostTrainings = 1e5, kMostScores = 1000;
+constexpr std::size_t kMostStages = 100;
 constexpr std::size_t kLongestName = 200;  // of a folder
 // What a recipe decides for its trainings.
 constexpr const char* kNotSettings[] = {"out", "resume", "quiet", "seed", "threads"};
@@ -83,14 +84,18 @@ class Planner {
  private:
   void read_sets();
   void read_cases(io::ConfigReader& reader);
+  void read_stages(io::ConfigReader& reader);
   void read_sweep(io::ConfigReader& reader);
   void read_scores(io::ConfigReader& reader);
   void read_task(io::ConfigReader& reader, const std::string& label, json definition);
   void read_text(io::ConfigReader& reader, const std::string& label, json definition);
   void read_cost(io::ConfigReader& reader, const std::string& label, json definition);
   std::vector<std::int64_t> lengths(io::ConfigReader& reader);
-  TrainSettings settings_of(const json& case_settings, const json& chosen, std::int64_t seed,
+  json of_stage(const json& settings, std::size_t stage) const;
+  TrainSettings settings_of(std::size_t stage, const json& case_settings, const json& chosen, std::int64_t seed,
                             const std::string& source) const;
+  RecipeTraining training_of(const std::string& name, const json& case_settings, const json& chosen, std::int64_t seed,
+                             const std::string& source) const;
   void add_trainings();
   void check_measurements(const RecipeTraining& training) const;
 
@@ -101,6 +106,7 @@ class Planner {
   json base_ = json::object();                       // [settings]
   json sets_ = json::object();                       // --set
   std::vector<std::pair<std::string, json>> cases_;  // name and settings
+  std::vector<json> stages_;                         // settings of each; one without any when the file has none
   std::vector<std::pair<std::string, json>> sweep_;  // setting and its values
   std::vector<std::string> data_;
 };
@@ -133,6 +139,18 @@ void Planner::read_cases(io::ConfigReader& reader) {
     settings.erase("name");
     cases_.emplace_back(name, std::move(settings));
   }
+}
+
+void Planner::read_stages(io::ConfigReader& reader) {
+  const json* list = reader.find("stage");
+  if (!list) {
+    stages_.push_back(json::object());
+    return;
+  }
+  if (!list->is_array() || list->empty()) fail_usage(kRecipeFile, "{}: stage: need tables [[stage]]", source_);
+  if (list->size() > kMostStages)
+    fail_usage(kRecipeFile, "{}: stage: {} stages are more than {}", source_, list->size(), kMostStages);
+  for (const json& each : *list) stages_.push_back(dashed(each, source_ + ": stage"));
 }
 
 void Planner::read_sweep(io::ConfigReader& reader) {
@@ -312,15 +330,39 @@ void Planner::read_scores(io::ConfigReader& reader) {
                    recipe_.measurements[i].columns.front().label);
 }
 
-TrainSettings Planner::settings_of(const json& case_settings, const json& chosen, std::int64_t seed,
+// Of settings by name those of a stage (0 first): what is called "stage2.lr" is lr of the second alone.
+json Planner::of_stage(const json& settings, std::size_t stage) const {
+  json result = json::object(), own = json::object();
+  for (const auto& [key, value] : settings.items()) {
+    bool plain = true;
+    for (std::size_t i = 0; i < stages_.size(); ++i) {
+      const std::string prefix = fmt::format("stage{}.", i + 1);
+      if (!key.starts_with(prefix)) continue;
+      plain = false;
+      if (i == stage) own[setting_name(key.substr(prefix.size()))] = value;
+    }
+    if (plain) result[key] = value;
+  }
+  result.update(own);
+  return result;
+}
+
+TrainSettings Planner::settings_of(std::size_t stage, const json& case_settings, const json& chosen, std::int64_t seed,
                                    const std::string& source) const {
   TrainSettings settings;
+  const auto lay = [&](const json& over, const std::string& from) {
+    for (const char* name : kNotSettings)
+      if (over.contains(name))
+        fail_usage(kRecipeFile, "{}: {} is not a setting of a recipe: it gives each training its own", source_, name);
+    apply_settings(settings, over, from);
+  };
   if (!data_.empty()) settings.data = data_;
-  apply_settings(settings, base_, source_ + ": settings");
-  apply_settings(settings, case_settings, source);
-  apply_settings(settings, chosen, source_ + ": sweep");
+  lay(base_, source_ + ": settings");
+  lay(case_settings, source);
+  lay(stages_[stage], fmt::format("{}: stage {}", source_, stage + 1));
+  lay(of_stage(chosen, stage), source_ + ": sweep");
   if (!options_.data.empty()) settings.data = data_;
-  apply_settings(settings, sets_, "--set");
+  lay(of_stage(sets_, stage), "--set");
   settings.seed = seed;
   settings.threads = 1;
   settings.resume = settings.quiet = true;
@@ -330,6 +372,42 @@ TrainSettings Planner::settings_of(const json& case_settings, const json& chosen
   complete_settings(settings);
   settings.out.clear();
   return settings;
+}
+
+// All its stages, and what they amount to.
+RecipeTraining Planner::training_of(const std::string& name, const json& case_settings, const json& chosen,
+                                    std::int64_t seed, const std::string& source) const {
+  RecipeTraining training;
+  training.name = name;
+  training.tokens = training.work = 0;
+  std::string where = name;
+  try {
+    for (std::size_t i = 0; i < stages_.size(); ++i) {
+      if (stages_.size() > 1) where = fmt::format("{}: stage {}", name, i + 1);
+      if (i > 0) training.before.push_back(std::move(training.settings));
+      training.settings = settings_of(i, case_settings, chosen, seed, source);
+      const TrainSettings &s = training.settings, &first = training.stage(0);
+      if (const std::string setting = other_model(first, s); !setting.empty())
+        fail_usage(kRecipeFile, "{}: {}: {}: all stages have the model of the first", source_, where, setting);
+      const nn::ModelConfig config = model_config(s);
+      if (const std::int64_t vocab = model_config(first).vocab_size;
+          s.task.name.empty() ? vocab != config.vocab_size : vocab < config.vocab_size)
+        fail_usage(kRecipeFile, "{}: {}: has a vocabulary of {}, the model of the first one of {}", source_, where,
+                   config.vocab_size, vocab);
+      const double tokens = s.steps > 0 ? static_cast<double>(s.steps) * static_cast<double>(s.accumulate) *
+                                              static_cast<double>(s.batch_tokens)
+                                        : RecipeTraining::kUnknown;
+      training.tokens += tokens;
+      training.work += nn::parameter_count(config) * (s.steps > 0 ? tokens : 1e6);
+    }
+    where = name;
+    check_measurements(training);
+  } catch (const Error& error) {
+    const std::string text = error.what();
+    if (text.starts_with("[recipe] ") || text.starts_with("[config] ")) throw;  // these name the place in the file
+    fail_usage(kRecipeFile, "{}: {}: {}", source_, where, text.substr(text.find("] ") + 2));
+  }
+  return training;
 }
 
 void Planner::add_trainings() {
@@ -365,33 +443,19 @@ void Planner::add_trainings() {
         chosen[key] = value;
       }
       const std::int64_t seed = recipe_.seed + i;
-      RecipeTraining training;
-      training.name = fmt::format("{}-{}", file_name(name.empty() ? "training" : name), seed);
-      training.row = r;
-      if (training.name.size() > kLongestName)
+      name = fmt::format("{}-{}", file_name(name.empty() ? "training" : name), seed);
+      if (name.size() > kLongestName)
         fail_usage(kRecipeFile, "{}: a training would be called {}...: {} characters, at most {}", source_,
-                   training.name.substr(0, 40), training.name.size(), kLongestName);
-      if (!names.insert(training.name).second)
-        fail_usage(kRecipeFile, "{}: two trainings would be called {}: give their cases other names", source_,
-                   training.name);
-      if (only && !std::regex_search(training.name, *only)) continue;
+                   name.substr(0, 40), name.size(), kLongestName);
+      if (!names.insert(name).second)
+        fail_usage(kRecipeFile, "{}: two trainings would be called {}: give their cases other names", source_, name);
+      if (only && !std::regex_search(name, *only)) continue;
       used[r] = true;
       const std::size_t at = recipe_.has_cases ? r / (recipe_.rows.size() / cases_.size()) : 0;
-      try {
-        training.settings = settings_of(cases_[at].second, chosen, seed,
-                                        row.name.empty() ? source_ : fmt::format("{}: case {}", source_, row.name));
-        const TrainSettings& s = training.settings;
-        if (s.steps > 0)
-          training.tokens =
-              static_cast<double>(s.steps) * static_cast<double>(s.accumulate) * static_cast<double>(s.batch_tokens);
-        training.work = nn::parameter_count(model_config(s)) * (s.steps > 0 ? training.tokens : 1e6);
-        check_measurements(training);
-      } catch (const Error& error) {
-        const std::string text = error.what();
-        if (text.starts_with("[recipe] ") || text.starts_with("[config] ")) throw;  // these name the place in the file
-        fail_usage(kRecipeFile, "{}: {}: {}", source_, training.name, text.substr(text.find("] ") + 2));
-      }
-      recipe_.trainings.push_back(std::move(training));
+      recipe_.trainings.push_back(
+          training_of(name, cases_[at].second, chosen, seed,
+                      row.name.empty() ? source_ : fmt::format("{}: case {}", source_, row.name)));
+      recipe_.trainings.back().row = r;
     }
   if (recipe_.trainings.empty()) fail_usage(kRecipeFile, "--only {}: no training has such a name", options_.only);
   // Rows that --only leaves nothing of.
@@ -406,7 +470,7 @@ void Planner::add_trainings() {
 }
 
 void Planner::check_measurements(const RecipeTraining& training) const {
-  const nn::ModelConfig config = nn::resolved(model_config(training.settings));
+  const nn::ModelConfig config = nn::resolved(model_config(training.stage(0)));
   const std::int64_t vocab = config.vocab_size;
   for (const Measurement& m : recipe_.measurements) {
     const std::string& label = m.columns.front().label;
@@ -453,20 +517,14 @@ Recipe Planner::run() {
   if (const json* settings = reader.find("settings")) base_ = dashed(*settings, source_ + ": settings");
   read_sets();
   read_cases(reader);
+  read_stages(reader);
   read_sweep(reader);
   read_scores(reader);
   reader.finish();
 
-  std::vector<const json*> all = {&base_, &sets_};
-  for (const auto& each : cases_) all.push_back(&each.second);
-  json swept = json::object();
-  for (const auto& [key, values] : sweep_) swept[key] = values;
-  all.push_back(&swept);
-  for (const json* settings : all)
-    for (const char* name : kNotSettings)
-      if (settings->contains(name))
-        fail_usage(kRecipeFile, "{}: {} is not a setting of a recipe: it gives each training its own", source_, name);
-  if (!recipe_.columns.empty() && !swept.contains(recipe_.columns) && !(recipe_.columns == "case" && recipe_.has_cases))
+  const bool swept =
+      std::any_of(sweep_.begin(), sweep_.end(), [&](const auto& s) { return s.first == recipe_.columns; });
+  if (!recipe_.columns.empty() && !swept && !(recipe_.columns == "case" && recipe_.has_cases))
     fail_usage(kRecipeFile, "{}: columns: {} is no setting of [sweep]{}", source_, recipe_.columns,
                recipe_.columns == "case" ? ", and there are no cases" : ", nor \"case\"");
   add_trainings();
@@ -489,14 +547,16 @@ std::string recipe_plan_text(const Recipe& recipe) {
   std::string text = fmt::format("{:<{}}  {:>8}\n", "training", width, "tokens");
   double all = 0;
   for (const RecipeTraining& training : recipe.trainings) {
-    const TrainSettings& s = training.settings;
     text += fmt::format("{:<{}}  {:>8}\n", training.name, width,
-                        s.steps > 0    ? format_count(training.tokens)
-                        : s.epochs > 0 ? fmt::format("{} epochs", s.epochs)
-                                       : fmt::format("{:g} min", s.minutes));
+                        std::isfinite(training.tokens) ? format_count(training.tokens)
+                        : !training.before.empty()     ? fmt::format("{} stages", training.stages())
+                        : training.settings.epochs > 0 ? fmt::format("{} epochs", training.settings.epochs)
+                                                       : fmt::format("{:g} min", training.settings.minutes));
     all += training.tokens;
   }
-  text += fmt::format("{} trainings{}; measured after each:\n", recipe.trainings.size(),
+  const std::size_t stages = recipe.trainings.front().stages();
+  text += fmt::format("{} trainings{}{}; measured after each:\n", recipe.trainings.size(),
+                      stages > 1 ? fmt::format(" of {} stages", stages) : "",
                       std::isfinite(all) ? fmt::format(", {} tokens", format_count(all)) : "");
   for (const Measurement& m : recipe.measurements)
     for (const RecipeColumn& column : m.columns) text += fmt::format("  {}\n", column.label);

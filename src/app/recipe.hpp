@@ -47,10 +47,15 @@ struct RecipeTraining {
   std::string name;     // of its folder below --out, unique
   std::size_t row = 0;  // of Recipe::rows
   TrainSettings settings;
+  // The stages before that one, in order: each begins with the weights of the one before. Their models are the same.
+  std::vector<TrainSettings> before;
   double tokens = kUnknown;  // that it will read, at most; NaN when its length is not given in steps
   double work = 1;           // proportional to the time it is expected to take
 
   static constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
+
+  std::size_t stages() const { return before.size() + 1; }
+  const TrainSettings& stage(std::size_t i) const { return i < before.size() ? before[i] : settings; }
 };
 
 // The trainings that differ in nothing but the seed.
@@ -117,6 +122,7 @@ struct RecipeResult {
 // Trains and measures what OUT does not hold yet, each training in a folder of its own:
 //
 //   OUT/<name>/step-*, log.jsonl   as `loglinear train` writes them
+//   OUT/<name>/before-1, ...       the same of the stages before the last
 //   OUT/<name>/result.json         the settings, and once it has ended what came out
 //   OUT/results.jsonl              a line for every measurement, appended
 //   OUT/table.md                   the table as far as there are values, written anew after every training

@@ -59,7 +59,7 @@ class Runner {
  private:
   struct RecipeText {
     Text held_out;
-    std::string hash;  // of all that a training reads and holds out; empty: there is none
+    std::string hash;  // of all that a stage reads and holds out; empty: there is none
   };
   struct State {
     std::atomic<std::int64_t> steps{0};  // of this call
@@ -67,11 +67,17 @@ class Runner {
     std::atomic<double> began{0};
     bool old = false;                   // had ended before this call
     json other_scores = json::array();  // that this recipe does not ask for: kept for one that does
-    std::string trained_text;           // RecipeText::hash of when it was trained; empty: unknown
-    const RecipeText* text = nullptr;   // of now
+    std::string trained_text;           // `text` of when it was trained; empty: unknown
+    std::string text;                   // RecipeText::hash of its stages, one after the other
+    const Text* held_out = nullptr;     // by its last stage
   };
 
   fs::path folder(std::size_t i) const { return out_ / recipe_.trainings[i].name; }
+  // Of a stage: that of the training for the last.
+  fs::path folder(std::size_t i, std::size_t stage) const {
+    const bool last = stage + 1 == recipe_.trainings[i].stages();
+    return last ? folder(i) : folder(i) / fmt::format("before-{}", stage + 1);
+  }
   bool read_result(std::size_t i);
   void write_result(std::size_t i, bool ended);
   void read_texts();
@@ -123,12 +129,17 @@ bool Runner::read_result(std::size_t i) {
   }
   RecipeOutcome outcome;
   outcome.values.resize(recipe_.measurements.size());
-  json then, now;
+  const RecipeTraining& training = recipe_.trainings[i];
+  std::vector<json> then;  // settings of its stages
   try {
+    for (const json& before : file.value("before", json::array())) then.push_back(before);
+    then.push_back(file.at("settings"));
     // Read as settings, so that those which are new since then have the value that they had without saying so.
-    TrainSettings stored;
-    apply_stored_settings(stored, file.at("settings"), path.string());
-    then = app::to_json(stored), now = app::to_json(recipe_.trainings[i].settings);
+    for (json& settings : then) {
+      TrainSettings stored;
+      apply_stored_settings(stored, settings, path.string());
+      settings = app::to_json(stored);
+    }
     outcome.ended = file.at("ended");
     if (outcome.ended) {
       states_[i].trained_text = file.value("text", "");
@@ -154,11 +165,18 @@ bool Runner::read_result(std::size_t i) {
   const auto said = [](const json& settings, const std::string& key) {
     return settings.contains(key) ? settings.at(key).dump() : "by default";
   };
-  for (const json* settings : {&now, &then})
-    for (const auto& [key, value] : settings->items())
-      if (said(then, key) != said(now, key))
-        fail_usage(kRecipe, "{} was trained with {} {}, not {}: give another --out, or remove that folder",
-                   folder(i).string(), key, said(then, key), said(now, key));
+  if (then.size() != training.stages())
+    fail_usage(kRecipe, "{} was trained in {} stages, not {}: give another --out, or remove that folder",
+               folder(i).string(), then.size(), training.stages());
+  for (std::size_t stage = 0; stage < then.size(); ++stage) {
+    const json now = app::to_json(training.stage(stage));
+    const std::string name = then.size() > 1 ? fmt::format("stage{}.", stage + 1) : "";
+    for (const json* settings : {&now, static_cast<const json*>(&then[stage])})
+      for (const auto& [key, value] : settings->items())
+        if (said(then[stage], key) != said(now, key))
+          fail_usage(kRecipe, "{} was trained with {}{} {}, not {}: give another --out, or remove that folder",
+                     folder(i).string(), name, key, said(then[stage], key), said(now, key));
+  }
   result_.outcomes[i] = outcome;
   return outcome.ended;
 }
@@ -166,8 +184,9 @@ bool Runner::read_result(std::size_t i) {
 void Runner::write_result(std::size_t i, bool ended) {
   const RecipeOutcome& outcome = result_.outcomes[i];
   json file{{"settings", app::to_json(recipe_.trainings[i].settings)}, {"ended", ended}};
+  for (const TrainSettings& before : recipe_.trainings[i].before) file["before"].push_back(app::to_json(before));
   if (ended) {
-    if (!states_[i].text->hash.empty()) file["text"] = states_[i].text->hash;
+    if (!states_[i].text.empty()) file["text"] = states_[i].text;
     json scores = states_[i].other_scores;
     for (std::size_t m = 0; m < recipe_.measurements.size(); ++m) {
       if (outcome.values[m].empty()) continue;
@@ -212,13 +231,18 @@ void Runner::read_texts() {
   for (std::size_t i = 0; i < recipe_.trainings.size(); ++i)
     of_training(i, [&] {
       State& state = states_[i];
-      state.text = &text_of(recipe_.trainings[i].settings);
-      if (!state.trained_text.empty() && state.trained_text != state.text->hash)
+      const RecipeTraining& training = recipe_.trainings[i];
+      for (std::size_t stage = 0; stage < training.stages(); ++stage) {
+        const RecipeText& text = text_of(training.stage(stage));
+        state.text += text.hash;
+        state.held_out = &text.held_out;
+      }
+      if (!state.trained_text.empty() && state.trained_text != state.text)
         fail_usage(kRecipe, "was trained on another text than --data holds now: give another --out, or remove {}",
                    folder(i).string());
       for (std::size_t m = 0; m < recipe_.measurements.size(); ++m)
         if (result_.outcomes[i].values[m].empty())
-          check_score(recipe_.measurements[m], recipe_.trainings[i].settings, state.text->held_out);
+          check_score(recipe_.measurements[m], training.settings, *state.held_out);
     });
 }
 
@@ -233,8 +257,6 @@ bool Runner::complete(std::size_t i, bool cost) const {
 void Runner::train_one(std::size_t i) {
   const RecipeTraining& training = recipe_.trainings[i];
   State& state = states_[i];
-  TrainSettings settings = training.settings;
-  settings.out = folder(i).string();
   std::error_code error;
   fs::create_directories(folder(i), error);
   if (error) fail(kRecipe, "cannot make the folder {}: {}", folder(i).string(), error.message());
@@ -252,19 +274,25 @@ void Runner::train_one(std::size_t i) {
     if (warned_.insert(text).second) warnings_.push_back(training.name + ": " + text);
   };
   RecipeOutcome outcome = result_.outcomes[i];
+  const auto add = [&](std::int64_t steps, std::int64_t tokens, double seconds) {
+    outcome.steps += steps, outcome.tokens += tokens, outcome.seconds += seconds;
+  };
   try {
-    const TrainResult result = train(settings, hooks);
-    if (result.interrupted) throw Interrupted{};
-    outcome.steps = result.step;
-    const std::optional<TrainingCheckpoint> checkpoint = newest_checkpoint(folder(i), {});
-    if (!checkpoint) fail("train", "{}: the checkpoint is gone", folder(i).string());
-    outcome.tokens = checkpoint->trainer.at("tokens");
-    outcome.seconds = checkpoint->trainer.at("elapsed_seconds");
+    for (std::size_t stage = 0; stage < training.stages(); ++stage) {
+      TrainSettings settings = training.stage(stage);
+      if (stage > 0) settings = going_on_from(settings, fs::absolute(folder(i, stage - 1)).string());
+      settings.out = folder(i, stage).string();
+      const TrainResult result = train(settings, hooks);
+      if (result.interrupted) throw Interrupted{};
+      const std::optional<TrainingCheckpoint> checkpoint = newest_checkpoint(settings.out, {});
+      if (!checkpoint) fail("train", "{}: the checkpoint is gone", settings.out);
+      add(result.step, checkpoint->trainer.at("tokens"), checkpoint->trainer.at("elapsed_seconds"));
+    }
   } catch (const Diverged& end) {
     outcome.diverged = true;
-    outcome.steps = end.step, outcome.tokens = end.tokens, outcome.seconds = end.seconds;
+    add(end.step, end.tokens, end.seconds);
   }
-  outcome.parameters = static_cast<std::int64_t>(nn::parameter_count(model_config(settings)));
+  outcome.parameters = static_cast<std::int64_t>(nn::parameter_count(model_config(training.stage(0))));
   outcome.ended = true;
   const std::lock_guard lock(guard_);
   result_.outcomes[i] = outcome;
@@ -281,8 +309,7 @@ void Runner::measure_one(std::size_t i, bool cost) {
     const double began = monotonic_seconds();
     std::vector<RecipeValue> values(measurement.columns.size(), kNotMeasured);
     if (!result_.outcomes[i].diverged)
-      values =
-          measure(measurement, training.settings, folder(i), states_[i].text->held_out, [&] { return interrupted(); });
+      values = measure(measurement, training.settings, folder(i), *states_[i].held_out, [&] { return interrupted(); });
     const double seconds = monotonic_seconds() - began;
 
     json labels = json::array(), list = json::array(), sweep = json::object();
@@ -353,10 +380,16 @@ void Runner::work() {
 
 // Of the training's work that this call has done.
 double Runner::part(std::size_t i) const {
-  const TrainSettings& s = recipe_.trainings[i].settings;
-  if (s.steps > 0) return std::min(1.0, static_cast<double>(states_[i].steps) / static_cast<double>(s.steps));
-  if (s.minutes > 0 && states_[i].running)
-    return std::min(1.0, (monotonic_seconds() - states_[i].began) / (60 * s.minutes));
+  const RecipeTraining& training = recipe_.trainings[i];
+  double steps = 0, minutes = 0;  // of all its stages; 0 when one of them is not measured so
+  for (std::size_t stage = 0; stage < training.stages(); ++stage) {
+    const TrainSettings& s = training.stage(stage);
+    steps = s.steps > 0 && (stage == 0 || steps > 0) ? steps + static_cast<double>(s.steps) : 0;
+    minutes = s.minutes > 0 && (stage == 0 || minutes > 0) ? minutes + s.minutes : 0;
+  }
+  if (steps > 0) return std::min(1.0, static_cast<double>(states_[i].steps) / steps);
+  if (minutes > 0 && states_[i].running)
+    return std::min(1.0, (monotonic_seconds() - states_[i].began) / (60 * minutes));
   return 0;
 }
 

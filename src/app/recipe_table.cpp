@@ -190,7 +190,7 @@ ordered_json recipe_json(const Recipe& recipe, const RecipeResult& result, const
   ordered_json rows = ordered_json::array();
   for (std::size_t r = 0; r < recipe.rows.size(); ++r) {
     ordered_json sweep = ordered_json::object(), trainings = ordered_json::array(), scores = ordered_json::array();
-    ordered_json settings;  // but for the seed those of every training of the row
+    ordered_json settings, before;  // but for the seed those of every training of the row
     for (const auto& [key, value] : recipe.rows[r].sweep) sweep[key] = value;
     for (std::size_t i = 0; i < recipe.trainings.size(); ++i) {
       const RecipeTraining& training = recipe.trainings[i];
@@ -198,6 +198,11 @@ ordered_json recipe_json(const Recipe& recipe, const RecipeResult& result, const
       if (training.row != r) continue;
       settings = to_json(training.settings);
       settings.erase("seed");
+      before = ordered_json::array();
+      for (const TrainSettings& stage : training.before) {
+        before.push_back(ordered_json(to_json(stage)));
+        before.back().erase("seed");
+      }
       trainings.push_back({{"folder", training.name},
                            {"seed", training.settings.seed},
                            {"ended", outcome.ended},
@@ -224,6 +229,7 @@ ordered_json recipe_json(const Recipe& recipe, const RecipeResult& result, const
     rows.push_back({{"case", recipe.rows[r].name},
                     {"sweep", sweep},
                     {"settings", settings},
+                    {"before", before},
                     {"trainings", trainings},
                     {"scores", scores}});
   }

@@ -121,6 +121,29 @@ void apply_stored_settings(TrainSettings& settings, const nlohmann::json& json, 
   settings.scales_lr = 1;
 }
 
+TrainSettings going_on_from(TrainSettings settings, const std::string& from) {
+  nlohmann::json untouched = to_json(TrainSettings{}), of_the_model = nlohmann::json::object();
+  for_each_setting(settings,
+                   [&](const std::string& name, const auto&, const SettingRange&, const char* group, const auto&...) {
+                     if (about_the_model(name, group)) of_the_model[name] = untouched.at(name);
+                   });
+  apply_settings(settings, of_the_model, from);
+  settings.from = from;
+  return settings;
+}
+
+std::string other_model(const TrainSettings& one, const TrainSettings& other) {
+  std::string difference;
+  const nlohmann::json a = to_json(one), b = to_json(other);
+  for_each_setting(one,
+                   [&](const std::string& name, const auto&, const SettingRange&, const char* group, const auto&...) {
+                     if ((name == "from" || about_the_model(name, group)) &&
+                         a.value(name, nlohmann::json()) != b.value(name, nlohmann::json()))
+                       difference = name;
+                   });
+  return difference;
+}
+
 TrainSettings resolve_settings(const nlohmann::json& flags, const std::filesystem::path& config) {
   const nlohmann::json file = config.empty() ? nlohmann::json::object() : io::load_config(config);
   const auto apply_given = [&](TrainSettings& settings) {

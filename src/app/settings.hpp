@@ -149,6 +149,12 @@ TrainSettings resolve_settings(const nlohmann::json& flags, const std::filesyste
 // does not say. Throws Error when there is no model, or what is said cannot be read.
 std::optional<TrainSettings> training_settings(const std::filesystem::path& path);
 
+// The settings of a training that begins with the weights of `from`, whose model is the one that they ask for.
+TrainSettings going_on_from(TrainSettings settings, const std::string& from);
+
+// A setting by which the two ask for different models; empty when they ask for the same.
+std::string other_model(const TrainSettings& one, const TrainSettings& other);
+
 // Checks what concerns several settings at once and fills in what is left to default (length, min-lr). Throws Error of
 // kind usage.
 void complete_settings(TrainSettings& settings);

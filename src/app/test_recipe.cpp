@@ -95,6 +95,60 @@ TEST(Recipe, TheMixerByItsOldNameIsTheMixer) {
   EXPECT_EQ(recipe.rows[0].sweep[0].second, "linear");
 }
 
+TEST(Recipe, StagesAreLaidOverCasesAndNamedByTheCommandLine) {
+  json file = small();
+  file["stage"] = {{{"steps", 5}, {"lr", 0.3}}, {{"items", 2}, {"repeats", 0}}, {{"minutes", 2}}};
+  file["sweep"] = {{"stage2.warmup", {1, 2}}};
+  RecipeOptions options;
+  options.set = {"beta1=0.8", "stage1.beta1=0.7", "stage2.seq_len=16"};
+  const Recipe recipe = plan_recipe(file, "file.toml", options);
+  ASSERT_EQ(recipe.trainings.size(), 8u);
+  const RecipeTraining& training = recipe.trainings[1];
+  EXPECT_EQ(training.name, "base-2-1");
+  ASSERT_EQ(training.stages(), 3u);
+  const TrainSettings &first = training.stage(0), &second = training.stage(1), &last = training.stage(2);
+  EXPECT_EQ(&last, &training.settings);
+  EXPECT_EQ(first.steps, 5);
+  EXPECT_EQ(second.steps, 3);
+  EXPECT_EQ(last.steps, 0);
+  EXPECT_EQ(last.minutes, 2);
+  EXPECT_EQ(first.lr, 0.3);
+  EXPECT_EQ(second.lr, TrainSettings{}.lr);
+  EXPECT_EQ(second.task.items, 2);
+  EXPECT_EQ(last.task.items, 4);
+  EXPECT_EQ(first.warmup, 50);
+  EXPECT_EQ(second.warmup, 2);
+  EXPECT_EQ(first.beta1, 0.7);
+  EXPECT_EQ(last.beta1, 0.8);
+  EXPECT_EQ(first.seq_len, 32);
+  EXPECT_EQ(second.seq_len, 16);
+  for (std::size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(training.stage(i).seed, 1);
+    EXPECT_EQ(training.stage(i).hidden_size, 16);
+    EXPECT_EQ(training.stage(i).mixer, "mamba2");
+  }
+  EXPECT_TRUE(std::isnan(training.tokens));
+  file["stage"].erase(2);
+  EXPECT_EQ(plan_recipe(file, "file.toml", options).trainings[1].tokens, (5 + 3) * 64);
+
+  const auto refused = [&](const char* setting, const json& value, const char* reason) {
+    json other = file;
+    other["stage"][1][setting] = value;
+    const std::string text = refusal(other);
+    EXPECT_NE(text.find(reason), std::string::npos) << text;
+  };
+  refused("hidden-size", 32, "base-1-1: stage 2: hidden-size: all stages have the model of the first");
+  refused("from", "somewhere", "decides it");
+  refused("vocab", 64, "base-1-1: stage 2: has a vocabulary of 64, the model of the first one of 32");
+  refused("seed", 3, "seed is not a setting of a recipe");
+  refused("itms", 3, "stage 2: unknown key \"itms\"");
+  refused("batch-tokens", 16, "base-1-1: stage 2: --batch-tokens 16");
+  options.set = {"stage3.lr=1"};
+  EXPECT_NE(refusal(file, options).find("stage3.lr"), std::string::npos);
+  file["stage"] = json::array();
+  EXPECT_NE(refusal(file).find("stage: need tables"), std::string::npos);
+}
+
 TEST(Recipe, RefusesWhatItDoesNotKnow) {
   EXPECT_EQ(refusal(small()), "");
   const auto with = [](const char* pointer, const json& value) {
