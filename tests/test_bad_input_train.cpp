@@ -17,7 +17,7 @@ namespace {
 namespace fs = std::filesystem;
 using Arguments = std::vector<std::string>;
 
-std::string some_text() {
+std::string numbered_lines() {
   std::string text;
   for (int i = 0; i < 300; ++i) text += "line " + std::to_string(i * i) + " of the text\n";
   return text;
@@ -29,7 +29,7 @@ const Arguments kTiny = {"--layers",       "1",   "--hidden-size", "16", "--head
 
 class BadInput : public testing::Test {
  protected:
-  BadInput() : text_(scratch_.file("text.txt", some_text())), out_((scratch_ / "out").string()) {}
+  BadInput() : text_(scratch_.file("text.txt", numbered_lines())), out_((scratch_ / "out").string()) {}
 
   // A tiny training; `more` wins over its flags.
   Arguments train(const Arguments& more) {
@@ -183,7 +183,7 @@ TEST_F(BadInput, Data) {
   refused(train({"--data", (scratch_ / "folder").string()}), 1, "folder");
   refused(train({"--data", text_, "--val-data", (scratch_ / "gone").string()}), 1, "gone");
   if (geteuid() != 0) {
-    const std::string locked = scratch_.file("locked.txt", some_text());
+    const std::string locked = scratch_.file("locked.txt", numbered_lines());
     chmod(locked.c_str(), 0);
     refused(train({"--data", locked}), 1, "locked.txt");
   }
@@ -196,12 +196,12 @@ TEST_F(BadInput, Data) {
 
 TEST_F(BadInput, OutFolders) {
   refused({"train", "--data", text_, "--out", text_}, 1, "text.txt");
-  EXPECT_EQ(file_text(text_), some_text());
+  EXPECT_EQ(file_text(text_), numbered_lines());
   const fs::path out = trained();
   const std::string before = file_text(out / "step-0000004" / "model.safetensors");
   refused(train({"--data", text_, "--steps", "4"}), 2, "--resume");
   EXPECT_TRUE(file_text(out / "step-0000004" / "model.safetensors") == before);
-  refused(train({"--data", scratch_.file("other.txt", some_text() + "x"), "--resume", "--steps", "9"}), 1,
+  refused(train({"--data", scratch_.file("other.txt", numbered_lines() + "x"), "--resume", "--steps", "9"}), 1,
           "other text");
   refused(train({"--data", text_, "--resume", "--steps", "9", "--hidden-size", "32"}), 2, "hidden-size");
   EXPECT_TRUE(file_text(out / "step-0000004" / "model.safetensors") == before);
@@ -289,7 +289,7 @@ TEST_F(BadInput, EvalPrintsJson) {
     const Outcome outcome = run(arguments);
     ASSERT_EQ(outcome.code, 0) << outcome.err;
     const auto json = nlohmann::json::parse(outcome.out);
-    const std::int64_t size = more.size() == 2 && more[1] == "100" ? 100 : some_text().size();
+    const std::int64_t size = more.size() == 2 && more[1] == "100" ? 100 : numbered_lines().size();
     EXPECT_EQ(json.at("bytes"), size);
     EXPECT_GT(json.at("bits_per_byte").get<double>(), 0.0);
     std::int64_t sum = 0;

@@ -17,7 +17,7 @@ Outcome bench(Arguments more) {
   return run(more);
 }
 
-const Arguments kSmall = {"op", "--shape", "T=130,H=2,G=1,K=16,V=8", "--rule", "scalar_decay"};
+const Arguments kOneShape = {"op", "--shape", "T=130,H=2,G=1,K=16,V=8", "--rule", "scalar_decay"};
 
 Arguments with(Arguments a, const Arguments& more) {
   a.insert(a.end(), more.begin(), more.end());
@@ -25,7 +25,7 @@ Arguments with(Arguments a, const Arguments& more) {
 }
 
 TEST(Bench, ATableBelowTheLimitsOfTheMachine) {
-  const Outcome outcome = bench(kSmall);
+  const Outcome outcome = bench(kOneShape);
   EXPECT_EQ(outcome.code, 0) << outcome.err;
   EXPECT_EQ(outcome.err, "");
   for (const char* part : {"machine ", "peaks ", "GFLOP/s", "GB/s L1", "forward ", "backward ", "T130 H2 G1 K16 V8 L9"})
@@ -62,10 +62,10 @@ TEST(Bench, Steps) {
 
 TEST(Bench, AgainstAnEarlierRun) {
   const Scratch scratch;
-  const Outcome before = bench(with(kSmall, {"--json"}));
+  const Outcome before = bench(with(kOneShape, {"--json"}));
   ASSERT_EQ(before.code, 0) << before.err;
   const std::string file = scratch.file("before.json", before.out);
-  const Outcome same = bench(with(kSmall, {"--against", file}));
+  const Outcome same = bench(with(kOneShape, {"--against", file}));
   EXPECT_EQ(same.code, 0) << same.err;
   EXPECT_NE(same.out.find(" % against "), std::string::npos) << same.out;
   EXPECT_EQ(same.out.find("only "), std::string::npos) << same.out;
@@ -74,13 +74,13 @@ TEST(Bench, AgainstAnEarlierRun) {
   EXPECT_EQ(other.code, 0) << other.err;
   EXPECT_NE(other.out.find("only here: scalar_decay forward"), std::string::npos) << other.out;
   EXPECT_NE(other.out.find("only in " + file + ": scalar_decay backward"), std::string::npos) << other.out;
-  const Outcome json = bench(with(kSmall, {"--json", "--against", file}));
+  const Outcome json = bench(with(kOneShape, {"--json", "--against", file}));
   EXPECT_EQ(json.code, 0) << json.err;
   EXPECT_TRUE(nlohmann::json::parse(json.out)[0]["change_percent"].is_number());
 }
 
 TEST(Bench, AWrongResultIsNoResult) {
-  const Outcome outcome = bench(with(kSmall, {"--form", "forward", "--tolerance", "1e-9", "--json"}));
+  const Outcome outcome = bench(with(kOneShape, {"--form", "forward", "--tolerance", "1e-9", "--json"}));
   EXPECT_EQ(not_one_clear_line(outcome, 1), "");
   EXPECT_NE(outcome.err.find("the result is wrong"), std::string::npos) << outcome.err;
   EXPECT_EQ(nlohmann::json::parse(outcome.out).size(), 0u);
@@ -111,7 +111,7 @@ TEST(Bench, AnEarlierRunThatCannotBeRead) {
   const Scratch scratch;
   for (const std::string& file : {(scratch / "missing").string(), scratch.path().string(),
                                   scratch.file("text", "no rows"), scratch.file("cut", "[{\"op\": \"log_lin")}) {
-    const Outcome outcome = bench(with(kSmall, {"--against", file}));
+    const Outcome outcome = bench(with(kOneShape, {"--against", file}));
     EXPECT_EQ(not_one_clear_line(outcome, 1), "") << file;
     EXPECT_EQ(outcome.out, "");
   }

@@ -23,17 +23,17 @@ Outcome compare(Arguments more) {
   return run(more);
 }
 
-const Arguments kSmall = {"--lengths", "64,256",   "--heads", "2",         "--width",
-                          "16",        "--budget", "100",     "--seconds", "0.001"};
+const Arguments kShortRun = {"--lengths", "64,256",   "--heads", "2",         "--width",
+                             "16",        "--budget", "100",     "--seconds", "0.001"};
 
 Arguments small(const Arguments& more) {
-  Arguments all = kSmall;
+  Arguments all = kShortRun;
   all.insert(all.end(), more.begin(), more.end());
   return all;
 }
 
 TEST(Compare, ATableOfEveryMechanism) {
-  const Outcome outcome = compare(kSmall);
+  const Outcome outcome = compare(kShortRun);
   EXPECT_EQ(outcome.code, 0) << outcome.err;
   EXPECT_EQ(outcome.err, "");
   for (const char* part : {"machine ", "2 heads of width 16", "T = 64\n", "T = 256\n", "forward ms", "exponents:", "*",

@@ -20,7 +20,7 @@ using std::chrono::steady_clock;
 
 constexpr int kSteps = 240;
 
-std::string some_text() {
+std::string word_salad() {
   std::mt19937 random(5);
   const char* words[] = {"the ", "state ", "of ", "a ", "counter ", "is ", "its ", "digits.\n"};
   std::string text;
@@ -84,7 +84,7 @@ std::vector<nlohmann::json> log_rows(const fs::path& out) {
 
 TEST(Resume, FiftyKillsChangeNoBit) {
   const Scratch scratch;
-  const std::string data = scratch.file("text.txt", some_text());
+  const std::string data = scratch.file("text.txt", word_salad());
   const auto begin = steady_clock::now();
   const Outcome whole = run(training(data, scratch / "whole"));
   ASSERT_EQ(whole.code, 0) << whole.err;
@@ -129,7 +129,7 @@ TEST(Resume, FiftyKillsChangeNoBit) {
 TEST(Resume, AnInterruptSavesAndSaysHowToGoOn) {
   for (const int number : {SIGINT, SIGTERM}) {
     const Scratch scratch;
-    const std::string data = scratch.file("text.txt", some_text());
+    const std::string data = scratch.file("text.txt", word_salad());
     const fs::path out = scratch / "out";
     constexpr int kMany = 100000;
     {
@@ -161,7 +161,7 @@ TEST(Resume, AnInterruptSavesAndSaysHowToGoOn) {
 
 TEST(Resume, NeedsNoFlagsButTheFolder) {
   const Scratch scratch;
-  const std::string data = scratch.file("text.txt", some_text());
+  const std::string data = scratch.file("text.txt", word_salad());
   auto short_run = training(data, scratch / "out", 20);
   ASSERT_EQ(run(short_run).code, 0);
   const Outcome longer = run({"train", "--out", (scratch / "out").string(), "--resume", "--steps", "24"});
@@ -172,7 +172,7 @@ TEST(Resume, NeedsNoFlagsButTheFolder) {
 
 TEST(Resume, ADamagedNewestCheckpointIsPassedOverWithAWarning) {
   const Scratch scratch;
-  const std::string data = scratch.file("text.txt", some_text());
+  const std::string data = scratch.file("text.txt", word_salad());
   const fs::path out = scratch / "out";
   ASSERT_EQ(run(training(data, out, 20)).code, 0);
   const std::string before = file_text(last_step(out, 20) / "model.safetensors");
@@ -185,7 +185,7 @@ TEST(Resume, ADamagedNewestCheckpointIsPassedOverWithAWarning) {
 
 TEST(Resume, TheQuietRunPrintsNothing) {
   const Scratch scratch;
-  auto arguments = training(scratch.file("text.txt", some_text()), scratch / "out", 4);
+  auto arguments = training(scratch.file("text.txt", word_salad()), scratch / "out", 4);
   arguments.push_back("--quiet");
   const Outcome outcome = run(arguments);
   EXPECT_EQ(outcome.code, 0);

@@ -24,7 +24,7 @@ std::vector<Json> lines_of(const std::string& text) {
   return lines;
 }
 
-std::string some_text() {
+std::string greetings() {
   std::string text;
   for (int i = 0; i < 900; ++i) text += "Gr\u00fc\u00dfe, line " + std::to_string(i * i) + " of the text\n";
   return text;
@@ -38,8 +38,8 @@ app::Batch example(const app::Task& task, std::uint64_t seed, std::uint64_t inde
 
 TEST(TaskCommand, WritesEveryTaskAsJsonLines) {
   const Scratch scratch;
-  const std::string data = scratch.file("text.txt", some_text());
-  const std::vector<std::string> documents{some_text()};
+  const std::string data = scratch.file("text.txt", greetings());
+  const std::vector<std::string> documents{greetings()};
   const app::Text text(documents);
   for (const app::TaskInfo& info : app::task_list()) {
     SCOPED_TRACE(info.name);

@@ -19,7 +19,7 @@ namespace {
 namespace fs = std::filesystem;
 using Arguments = std::vector<std::string>;
 
-std::string some_text(int lines = 600) {
+std::string umlauts(int lines = 600) {
   std::string text;
   for (int i = 0; i < lines; ++i) text += "Zeile " + std::to_string(i * i) + ": übermäßig viel Ärger, 100 €.\n";
   return text;
@@ -39,7 +39,7 @@ class Use : public testing::Test {
  protected:
   static void SetUpTestSuite() {
     shared_ = new Scratch;
-    text_ = shared_->file("text.txt", some_text());
+    text_ = shared_->file("text.txt", umlauts());
     model_ = (*shared_ / "model").string();
     const std::string steps = std::to_string(kTrained);
     const Outcome outcome = tests::run({"train", "--data",

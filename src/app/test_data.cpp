@@ -12,7 +12,7 @@
 namespace loglinear::app {
 namespace {
 
-Text some_text() {
+Text random_text() {
   std::vector<std::string> documents;
   Random random(3, 1);
   for (int i = 0; i < 40; ++i) {
@@ -43,7 +43,7 @@ TEST(Text, RefusesZeroBytesAndHashesBoundaries) {
 }
 
 TEST(Pieces, EveryPositionIsOneTarget) {
-  const Text text = some_text();
+  const Text text = random_text();
   for (const Packing packing : {Packing::documents, Packing::blocks})
     for (const std::int64_t seq_len : {1, 7, 16, 1000000}) {
       std::int64_t next = 0;
@@ -61,7 +61,7 @@ TEST(Pieces, EveryPositionIsOneTarget) {
 }
 
 TEST(Pieces, BlocksAreFullExceptTheLast) {
-  const Text text = some_text();
+  const Text text = random_text();
   const auto pieces = cut_pieces(text, Packing::blocks, 64);
   for (std::size_t i = 0; i + 1 < pieces.size(); ++i) EXPECT_EQ(pieces[i].length, 64);
 }
@@ -98,7 +98,7 @@ std::map<std::int64_t, int> targets_of_epoch(BatchReader& reader, const Text& te
 }
 
 TEST(BatchReader, UsesEveryByteOnceAnEpoch) {
-  const Text text = some_text();
+  const Text text = random_text();
   std::map<std::int64_t, int> all;
   for (std::size_t i = 1; i < text.stream.size(); ++i) ++all[text.stream[i]];
   for (const Packing packing : {Packing::documents, Packing::blocks}) {
@@ -108,7 +108,7 @@ TEST(BatchReader, UsesEveryByteOnceAnEpoch) {
 }
 
 TEST(BatchReader, IsAFunctionOfSeedAndPosition) {
-  const Text text = some_text();
+  const Text text = random_text();
   const auto pieces = cut_pieces(text, Packing::documents, 20);
   BatchReader whole(text, pieces, 64, 5);
   std::vector<std::vector<std::int32_t>> tokens;
@@ -134,7 +134,7 @@ TEST(BatchReader, IsAFunctionOfSeedAndPosition) {
 }
 
 TEST(BatchReader, CountsBatches) {
-  const Text text = some_text();
+  const Text text = random_text();
   BatchReader reader(text, cut_pieces(text, Packing::documents, 20), 64, 5);
   for (std::int64_t epoch = 0; epoch < 3; ++epoch) {
     std::int64_t batches = 0;
@@ -145,7 +145,7 @@ TEST(BatchReader, CountsBatches) {
 }
 
 TEST(BatchReader, RefusesWhatCannotBe) {
-  const Text text = some_text();
+  const Text text = random_text();
   const auto pieces = cut_pieces(text, Packing::blocks, 20);
   EXPECT_THROW(BatchReader(text, {}, 64, 5), Error);
   EXPECT_THROW(BatchReader(text, pieces, 19, 5), Error);

@@ -8,6 +8,7 @@
 #include "app/data.hpp"
 #include "app/generate.hpp"
 #include "io/safetensors.hpp"
+#include "io/testing.hpp"
 #include "io/utf8.hpp"
 #include "loglinear/error.hpp"
 #include "nn/families.hpp"
@@ -140,18 +141,6 @@ std::unique_ptr<nn::Model<float>> small_model(const std::string& family, std::ui
   return model;
 }
 
-class Folder {
- public:
-  Folder() : path_(std::filesystem::temp_directory_path() / ("loglinear-generate-" + std::to_string(getpid()))) {
-    std::filesystem::create_directories(path_);
-  }
-  ~Folder() { std::filesystem::remove_all(path_); }
-  std::filesystem::path operator/(const char* name) const { return path_ / name; }
-
- private:
-  std::filesystem::path path_;
-};
-
 class Generate : public ::testing::TestWithParam<std::string> {};
 
 std::vector<std::string> causal_families() {
@@ -195,7 +184,7 @@ TEST_P(Generate, IsReproducibleAndStreamsItsText) {
 
 TEST_P(Generate, CutAnywhereAndSavedGivesTheTextOfOneRun) {
   const auto model = small_model(GetParam());
-  const Folder folder;
+  const io::TestFolder folder;
   GenerateSettings settings;
   settings.seed = 11;
   settings.sampler.temperature = 1;
@@ -255,7 +244,7 @@ TEST_P(Generate, StopsBeforeAStopString) {
 }
 
 TEST_P(Generate, AStateOfAnotherModelIsRefused) {
-  const Folder folder;
+  const io::TestFolder folder;
   const auto model = small_model(GetParam()), other = small_model(GetParam(), 2);
   Context context = new_context(*model);
   read_text_into(*model, context, "text");
@@ -267,7 +256,7 @@ TEST_P(Generate, AStateOfAnotherModelIsRefused) {
 }
 
 TEST_P(Generate, DamagedStatesAreErrors) {
-  const Folder folder;
+  const io::TestFolder folder;
   const auto model = small_model(GetParam());
   Context context = new_context(*model);
   read_text_into(*model, context, "some text");

@@ -10,24 +10,13 @@
 
 #include "app/op.hpp"
 #include "io/safetensors.hpp"
+#include "io/testing.hpp"
 #include "loglinear/error.hpp"
 
 namespace loglinear::app {
 namespace {
 
 namespace fs = std::filesystem;
-
-class Folder {
- public:
-  Folder() : path_(fs::temp_directory_path() / ("loglinear-op-" + std::to_string(getpid()))) {
-    fs::create_directories(path_);
-  }
-  ~Folder() { fs::remove_all(path_); }
-  fs::path operator/(const char* name) const { return path_ / name; }
-
- private:
-  fs::path path_;
-};
 
 std::vector<fs::path> golden_files() {
   std::vector<fs::path> files;
@@ -128,7 +117,7 @@ class OpGolden : public ::testing::TestWithParam<fs::path> {
     return all;
   }
 
-  Folder folder_;
+  io::TestFolder folder_;
 };
 
 INSTANTIATE_TEST_SUITE_P(Files, OpGolden, ::testing::ValuesIn(golden_files()), test_name);
@@ -204,7 +193,7 @@ class OpTest : public ::testing::Test {
     return io::SafetensorsFile::open(settings_.out).read_as<double>(name);
   }
 
-  Folder folder_;
+  io::TestFolder folder_;
   File file_;
   OpSettings settings_;
   OpReport report_;

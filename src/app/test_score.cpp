@@ -12,7 +12,7 @@
 namespace loglinear::app {
 namespace {
 
-constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+constexpr float kFloatNaN = std::numeric_limits<float>::quiet_NaN();
 
 // A model that looks at the last token alone: after a digit it says the next one (0 after 9), after everything else 3.
 std::unique_ptr<nn::Model<float>> counting_model(float poison = 0) {
@@ -121,7 +121,7 @@ TEST(Score, ThreadsChangeNoBitAndTheSeedChangesTheExamples) {
 }
 
 TEST(Score, NotANumberIsWrong) {
-  const auto model = counting_model(kNaN);
+  const auto model = counting_model(kFloatNaN);
   const TaskScore score = score_task(*model, Task(needles(1)));
   EXPECT_EQ(score.all.answers, 4 * 256);
   EXPECT_EQ(score.all.right, 0);

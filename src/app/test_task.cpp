@@ -18,7 +18,7 @@ using Int = std::int64_t;
 
 // A text with characters of one to three bytes, two documents, a control character, and the words that needles are
 // made of.
-const Text& some_text() {
+const Text& mixed_text() {
   static const Text text = [] {
     Random random(5, 6);
     const char* words[] = {"the ",  "Gr\u00fc\u00dfe ", "more ", "pike ", "\u20ac 12 ",
@@ -118,7 +118,7 @@ void for_many(F&& f) {
       Random random(i, 77);
       const TaskSettings s = random_settings(info.name, random);
       SCOPED_TRACE(std::string(info.name) + ", settings " + std::to_string(i));
-      const Task task(s, info.needs_text || (info.bytes && i % 2) ? &some_text() : nullptr);
+      const Task task(s, info.needs_text || (info.bytes && i % 2) ? &mixed_text() : nullptr);
       for (std::uint64_t index = 0; index < 5; ++index) {
         f(task, make(task, 3, index));
         if (testing::Test::HasFatalFailure()) return;
@@ -201,7 +201,7 @@ TEST(Task, EvidenceStandsAtTheDepth) {
 TEST(Task, DepthIsCloseInALongText) {
   for (const char* name : {"passkey", "needle", "text_recall", "induction"})
     for (const double depth : {0.0, 0.1, 0.5, 0.9, 1.0})
-      for (const Text* text : {static_cast<const Text*>(nullptr), &some_text()}) {
+      for (const Text* text : {static_cast<const Text*>(nullptr), &mixed_text()}) {
         if (find_task(name)->needs_text && !text) continue;
         const Task task({.name = name, .length = 4096, .depth = depth}, text);
         for (std::uint64_t index = 0; index < 20; ++index)
@@ -212,7 +212,7 @@ TEST(Task, DepthIsCloseInALongText) {
 // Left alone, the evidence is anywhere, evenly.
 TEST(Task, WithoutADepthItIsAnywhere) {
   for (const char* name : {"passkey", "needle", "text_recall", "induction", "needle_multikey"}) {
-    const Task task({.name = name, .length = 1024}, find_task(name)->needs_text ? &some_text() : nullptr);
+    const Task task({.name = name, .length = 1024}, find_task(name)->needs_text ? &mixed_text() : nullptr);
     constexpr int kExamples = 2000;
     std::vector<int> count(5);
     for (std::uint64_t index = 0; index < kExamples; ++index)
@@ -225,7 +225,7 @@ TEST(Task, WithoutADepthItIsAnywhere) {
 TEST(Task, IsAFunctionOfSettingsTextSeedAndIndex) {
   for (const TaskInfo& info : task_list()) {
     SCOPED_TRACE(info.name);
-    const Text* text = info.needs_text ? &some_text() : nullptr;
+    const Text* text = info.needs_text ? &mixed_text() : nullptr;
     const Task task({.name = info.name, .length = 200, .min_length = 190}, text);
     const Made alone = make(task, 1, 5);
     EXPECT_EQ(alone.batch.tokens, make(Task(task.settings(), text), 1, 5).batch.tokens);
@@ -233,7 +233,7 @@ TEST(Task, IsAFunctionOfSettingsTextSeedAndIndex) {
     EXPECT_NE(alone.batch.tokens, make(task, 2, 5).batch.tokens);
     EXPECT_NE(alone.batch.tokens, make(task, kHeldOutSeed, 5).batch.tokens);
     if (info.bytes && !info.needs_text)
-      EXPECT_NE(alone.batch.tokens, make(Task(task.settings(), &some_text()), 1, 5).batch.tokens);
+      EXPECT_NE(alone.batch.tokens, make(Task(task.settings(), &mixed_text()), 1, 5).batch.tokens);
 
     // Whatever is in the batch already.
     Made both = make(task, 1, 6);
@@ -515,9 +515,9 @@ TEST(Task, DefaultsOfNeedles) {
 
 // What is not a needle is the user's text, as it is but for control characters, and no character is cut.
 TEST(Task, HaystackIsTheText) {
-  std::string clean(some_text().stream.begin() + 1, some_text().stream.end());
+  std::string clean(mixed_text().stream.begin() + 1, mixed_text().stream.end());
   for (char& c : clean) c = c == '\0' ? '\n' : c == '\r' || c == '\x01' ? ' ' : c;
-  const Task task({.name = "passkey", .length = 500}, &some_text());
+  const Task task({.name = "passkey", .length = 500}, &mixed_text());
   std::set<std::string> haystacks;
   for (std::uint64_t index = 0; index < 200; ++index) {
     const Made made = make(task, 1, index);
@@ -617,7 +617,7 @@ TEST(Task, InductionHasTheSpecialTokenTwice) {
 }
 
 TEST(Task, TextRecallShowsACueThatOccursOnce) {
-  std::string clean(some_text().stream.begin() + 1, some_text().stream.end());
+  std::string clean(mixed_text().stream.begin() + 1, mixed_text().stream.end());
   for (char& c : clean) c = c == '\0' ? '\n' : c == '\r' || c == '\x01' ? ' ' : c;
   for_many([&](const Task& task, const Made& made) {
     const TaskSettings& s = task.settings();
@@ -664,7 +664,7 @@ TEST(Task, Chance) {
   EXPECT_DOUBLE_EQ(Task({.name = "induction", .vocab = 10}).chance(), 1 / 9.0);
   EXPECT_DOUBLE_EQ(Task({.name = "passkey", .digits = 3}).chance(), 1e-3);
   EXPECT_DOUBLE_EQ(Task({.name = "needle_multivalue", .digits = 2}).chance(), 1e-2);
-  EXPECT_DOUBLE_EQ(Task({.name = "text_recall", .answer = 2}, &some_text()).chance(), std::pow(2, -16));
+  EXPECT_DOUBLE_EQ(Task({.name = "text_recall", .answer = 2}, &mixed_text()).chance(), std::pow(2, -16));
 }
 
 TEST(Task, ResolvedSettingsStayAsTheyAre) {
@@ -720,8 +720,8 @@ TEST(Task, RefusesWhatCannotBe) {
   refused({.name = "induction", .length = 2}, "length: got 2, need at least 3");
   refused({.name = "induction", .vocab = 2}, "vocab");
   refused({.name = "induction", .cue = 3}, "cue");
-  refused({.name = "text_recall", .length = 48}, "length: got 48, need at least 49", &some_text());
-  refused({.name = "text_recall", .answer = -1}, "answer", &some_text());
+  refused({.name = "text_recall", .length = 48}, "length: got 48, need at least 49", &mixed_text());
+  refused({.name = "text_recall", .answer = -1}, "answer", &mixed_text());
   const Text empty;
   refused({.name = "passkey"}, "passkey: the text has 0 bytes", &empty, Error::Kind::failure);
 }
