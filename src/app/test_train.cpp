@@ -503,6 +503,23 @@ TEST_F(Train, BeginsWithTheWeightsOfAnotherModel) {
   EXPECT_EQ(part("still", 1, "config.json"), part("first", 12, "config.json"));
   EXPECT_NE(printed.find("from      " + (folder_ / "first" / "step-0000012").string()), std::string::npos) << printed;
 
+  // Levels that get scales of their own begin with those that they were read with: the model is what it was.
+  TrainSettings shared = settings("shared");
+  shared.trained_levels = 3;
+  train(shared);
+  const auto same_bits = [&](const std::string& name, std::int64_t levels) {
+    TrainSettings own = still;
+    own.from = shared.out, own.out = (folder_ / name).string(), own.trained_levels = levels;
+    train(own);
+    const json config = json::parse(part(name, 1, "config.json"));
+    EXPECT_EQ(config.value("trained_levels", config.at("num_levels").get<std::int64_t>()), levels == 0 ? 3 : levels);
+    return json::parse(part(name, 1, "trainer.json")).at("validation_bits_per_byte").get<double>();
+  };
+  const double bits = same_bits("still_shared", 0);
+  EXPECT_EQ(same_bits("own", 5), bits);
+  EXPECT_NE(weights("own", 1), weights("shared", 12));
+  EXPECT_NE(same_bits("fewer", 1), bits);
+
   // A run in pieces ends as one in one go, and needs what it began with once.
   train(s);
   EXPECT_NE(weights("next", 12), weights("first", 12));

@@ -114,6 +114,20 @@ void check_memory(const nn::ModelConfig& c) {
 // How the model of --from is read.
 LoadOptions load_options(const TrainSettings& s) { return {.trained_levels = s.trained_levels}; }
 
+// Levels that are to have scales of their own, of a model that has read them with those of level `trained` - 1: begin
+// with these, so that the model is what it was.
+void split_levels(nn::Model<float>& model, std::int64_t trained) {
+  const std::int64_t heads = model.config().num_heads, levels = model.config().num_levels;
+  for (nn::Parameter<float>& parameter : model.parameters()) {
+    if (parameter.scales == 0) continue;
+    const std::int64_t each = parameter.scales / (heads * levels);
+    float* head = parameter.value.data() + parameter.value.size() - parameter.scales;  // (heads, levels, each)
+    for (std::int64_t h = 0; h < heads; ++h, head += levels * each)
+      for (std::int64_t level = trained; level < model.config().trained_levels; ++level)
+        std::copy_n(head + (trained - 1) * each, each, head + level * each);
+  }
+}
+
 class Trainer {
  public:
   Trainer(const TrainSettings& settings, const TrainHooks& hooks)
@@ -214,6 +228,7 @@ void Trainer::start() {
   std::uint64_t log_bytes = 0;
   const bool from = !checkpoint && !s_.from.empty();
   model_ = from ? load_model<float>(s_.from, load_options(s_)) : std::make_unique<nn::Model<float>>(config);
+  if (from) split_levels(*model_, load_config(s_.from).trained_levels);
   model_->threads = static_cast<int>(s_.threads);
   if (checkpoint) {
     try {
