@@ -37,14 +37,24 @@ std::string setting_name(const std::string& given) {
   return name == "family" ? "mixer" : name;
 }
 
-// The object with the names of today for its keys.
+// "stage" and a number: what settings of one stage alone are put under.
+bool is_stage(const std::string& key) {
+  return key.size() > 5 && key.starts_with("stage") && key.find_first_not_of("0123456789", 5) == key.npos;
+}
+
+// The object with the names of today for its keys, and "stage2.lr" for what TOML makes of that, lr in a table stage2.
 json dashed(const json& object, const std::string& source) {
   if (!object.is_object()) fail_usage(kRecipeFile, "{}: a table of settings is needed", source);
   json result = json::object();
-  for (const auto& [key, value] : object.items()) {
-    const std::string name = setting_name(key);
+  const auto add = [&](const std::string& name, const json& value) {
     if (result.contains(name)) fail_usage(kRecipeFile, "{}: {} is given twice", source, name);
     result[name] = value;
+  };
+  for (const auto& [key, value] : object.items()) {
+    if (is_stage(key) && value.is_object())
+      for (const auto& [inner, given] : value.items()) add(key + "." + setting_name(inner), given);
+    else
+      add(setting_name(key), value);
   }
   return result;
 }
@@ -91,7 +101,7 @@ class Planner {
   void read_text(io::ConfigReader& reader, const std::string& label, json definition);
   void read_cost(io::ConfigReader& reader, const std::string& label, json definition);
   std::vector<std::int64_t> lengths(io::ConfigReader& reader);
-  json of_stage(const json& settings, std::size_t stage) const;
+  std::pair<json, json> of_stage(const json& settings, std::size_t stage) const;
   TrainSettings settings_of(std::size_t stage, const json& case_settings, const json& chosen, std::int64_t seed,
                             const std::string& source) const;
   RecipeTraining training_of(const std::string& name, const json& case_settings, const json& chosen, std::int64_t seed,
@@ -330,20 +340,20 @@ void Planner::read_scores(io::ConfigReader& reader) {
                    recipe_.measurements[i].columns.front().label);
 }
 
-// Of settings by name those of a stage (0 first): what is called "stage2.lr" is lr of the second alone.
-json Planner::of_stage(const json& settings, std::size_t stage) const {
-  json result = json::object(), own = json::object();
+// Of settings by name those of a stage (0 first): in .first those of all stages, in .second those that are called
+// "stage2.lr", say.
+std::pair<json, json> Planner::of_stage(const json& settings, std::size_t stage) const {
+  std::pair<json, json> result{json::object(), json::object()};
   for (const auto& [key, value] : settings.items()) {
     bool plain = true;
     for (std::size_t i = 0; i < stages_.size(); ++i) {
       const std::string prefix = fmt::format("stage{}.", i + 1);
       if (!key.starts_with(prefix)) continue;
       plain = false;
-      if (i == stage) own[setting_name(key.substr(prefix.size()))] = value;
+      if (i == stage) result.second[setting_name(key.substr(prefix.size()))] = value;
     }
-    if (plain) result[key] = value;
+    if (plain) result.first[key] = value;
   }
-  result.update(own);
   return result;
 }
 
@@ -358,11 +368,18 @@ TrainSettings Planner::settings_of(std::size_t stage, const json& case_settings,
   };
   if (!data_.empty()) settings.data = data_;
   lay(base_, source_ + ": settings");
-  lay(case_settings, source);
+  const auto [of_case, of_case_stage] = of_stage(case_settings, stage);
+  lay(of_case, source);
   lay(stages_[stage], fmt::format("{}: stage {}", source_, stage + 1));
-  lay(of_stage(chosen, stage), source_ + ": sweep");
+  lay(of_case_stage, source);
+  const auto lay_both = [&](const json& over, const std::string& from) {
+    const auto [all, own] = of_stage(over, stage);
+    lay(all, from);
+    lay(own, from);
+  };
+  lay_both(chosen, source_ + ": sweep");
   if (!options_.data.empty()) settings.data = data_;
-  lay(of_stage(sets_, stage), "--set");
+  lay_both(sets_, "--set");
   settings.seed = seed;
   settings.threads = 1;
   settings.resume = settings.quiet = true;

@@ -98,6 +98,7 @@ TEST(Recipe, TheMixerByItsOldNameIsTheMixer) {
 TEST(Recipe, StagesAreLaidOverCasesAndNamedByTheCommandLine) {
   json file = small();
   file["stage"] = {{{"steps", 5}, {"lr", 0.3}}, {{"items", 2}, {"repeats", 0}}, {{"minutes", 2}}};
+  file["case"][1]["stage3"] = {{"trained_levels", 4}, {"lr", 0.2}};  // as TOML reads stage3.lr
   file["sweep"] = {{"stage2.warmup", {1, 2}}};
   RecipeOptions options;
   options.set = {"beta1=0.8", "stage1.beta1=0.7", "stage2.seq_len=16"};
@@ -128,7 +129,15 @@ TEST(Recipe, StagesAreLaidOverCasesAndNamedByTheCommandLine) {
     EXPECT_EQ(training.stage(i).mixer, "mamba2");
   }
   EXPECT_TRUE(std::isnan(training.tokens));
+  const RecipeTraining& ours = recipe.trainings[3];
+  EXPECT_EQ(ours.name, "ours-2-1");
+  EXPECT_EQ(ours.stage(2).trained_levels, 4);
+  EXPECT_EQ(ours.stage(2).lr, 0.2);
+  EXPECT_EQ(ours.stage(1).trained_levels, 0);
+  EXPECT_EQ(last.lr, TrainSettings{}.lr);
   file["stage"].erase(2);
+  EXPECT_NE(refusal(file, options).find("stage3"), std::string::npos);
+  file["case"][1].erase("stage3");
   EXPECT_EQ(plan_recipe(file, "file.toml", options).trainings[1].tokens, (5 + 3) * 64);
 
   const auto refused = [&](const char* setting, const json& value, const char* reason) {
