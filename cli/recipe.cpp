@@ -23,10 +23,11 @@ whatever --jobs is. In OUT each has a folder as `loglinear train` makes it, with
 again, so the same command goes on after Ctrl-C (which saves, exit code 130), and measures what a changed recipe adds.
 OUT/results.jsonl gets a line for every measurement, OUT/table.md is the table of the last call and names its command.
 
---set replaces what the recipe says: in [settings], in every case, and a list of [sweep] (VALUE may be a list in JSON).
---json writes {title, command, machine, seed, seeds, seconds, rows: [{case, sweep, settings, trainings: [{folder, seed,
-ended, diverged, steps, tokens, parameters, seconds}], scores: [{label, unit, definition, values, mean, spread}]}]};
-accuracies are parts of one.
+--set replaces what the recipe says: in [settings], in every case and stage, and a list of [sweep] (VALUE may be a list in
+JSON); --set stage2.lr=1e-3 is for the second stage alone.
+--json writes {title, command, machine, seed, seeds, seconds, rows: [{case, sweep, settings, before (of the stages before the
+last), trainings: [{folder, seed, ended, diverged, steps, tokens, parameters, seconds}], scores: [{label, unit, definition,
+values, mean, spread}]}]}; accuracies are parts of one.
 
 Examples:
   loglinear recipe recipes/recall.toml --out recall

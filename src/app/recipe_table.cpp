@@ -19,7 +19,7 @@ using nlohmann::ordered_json;
 
 std::string format_value(double x, const std::string& unit) {
   if (unit == "%") return fmt::format("{:.1f}", 100 * x);
-  if (unit == "bits/byte") return fmt::format("{:.3f}", x);
+  if (unit == "bits/byte") return fmt::format("{:.4f}", x);  // positions differ in the last
   if (unit == "bytes") return format_bytes(x);
   return format_count(x);
 }

@@ -238,7 +238,7 @@ TEST(Recipe, MeanAndSpreadInTheUnitOfTheScore) {
   EXPECT_EQ(format_values({}, "%"), "-");
   EXPECT_EQ(format_values({0.5}, "%"), "50.0");
   EXPECT_EQ(format_values({0.5, 0.6, 0.7}, "%"), "60.0 ± 10.0");
-  EXPECT_EQ(format_values({1.5, 1.25}, "bits/byte"), "1.375 ± 0.177");
+  EXPECT_EQ(format_values({1.5, 1.25}, "bits/byte"), "1.3750 ± 0.1768");
   EXPECT_EQ(format_values({2048.0, 2048.0}, "bytes"), "2.0 KiB");
   EXPECT_EQ(format_values({12000.0, 14000.0}, "tokens/s"), "13k ± 1.41k");
   EXPECT_EQ(format_values({0.5, kNaN, 0.7}, "%"), "nan (1 of 3)");
