@@ -102,7 +102,7 @@ void draw_repeats(Batch& batch, double part, std::uint64_t seed, std::uint64_t s
   if (part <= 0) return;
   constexpr std::int64_t kShortest = 16, kLongest = 128;
   const double mean = (kLongest - kShortest) / std::log(kLongest / kShortest);  // of a passage
-  const double gap = 2 * mean * (1 - part) / part;                              // the longest between two
+  const double gap = std::min(2 * mean * (1 - part) / part, 1e12);              // the longest between two
   Random random(seed, kRepeatStream + step);
   const auto below = [&](double range) { return static_cast<std::int64_t>(random.uniform() * range); };
   const auto doublings = [&](double low, double high) {

@@ -240,8 +240,10 @@ TEST(Repeats, ArePassagesFromBefore) {
   EXPECT_EQ(make(0.3, 7, 1).tokens, make(0.3, 7, 1).tokens);
   EXPECT_NE(make(0.3, 7, 1).tokens, make(0.3, 7, 2).tokens);
   EXPECT_NE(make(0.3, 7, 1).tokens, make(0.3, 8, 1).tokens);
-  const Batch untouched = make(0, 7, 1);
-  for (std::int32_t t = 0; t < cu_seqlens.back(); ++t) ASSERT_EQ(untouched.tokens[t], t);
+  for (const double part : {0.0, 1e-300}) {
+    const Batch untouched = make(part, 7, 1);
+    for (std::int32_t t = 0; t < cu_seqlens.back(); ++t) ASSERT_EQ(untouched.tokens[t], t);
+  }
 }
 
 }  // namespace
