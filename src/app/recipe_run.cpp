@@ -280,7 +280,12 @@ void Runner::train_one(std::size_t i) {
   try {
     for (std::size_t stage = 0; stage < training.stages(); ++stage) {
       TrainSettings settings = training.stage(stage);
-      if (stage > 0) settings = going_on_from(settings, fs::absolute(folder(i, stage - 1)).string());
+      if (stage > 0) {
+        // A stage that has begun knows what with, in words that were true where OUT was then.
+        const std::string before = fs::absolute(folder(i, stage - 1)).string();
+        const json begun = stored_settings(folder(i, stage));
+        settings = going_on_from(settings, begun.is_null() ? before : begun.value("from", before));
+      }
       settings.out = folder(i, stage).string();
       const TrainResult result = train(settings, hooks);
       if (result.interrupted) throw Interrupted{};

@@ -79,9 +79,8 @@ void for_each_setting(Settings& s, F&& f) {
     "content: width of the query and key that a layer has to match states by; 0: the mixer's own are used; -1: "
     "log_linear_mamba2 K, at least 32, log_linear_gated_deltanet 0");
   f("trained-levels", s.trained_levels, SettingRange{0, 64}, "Model",
-    "levels that have scales of their own; 0: those of --seq-len, all with --position-offsets, with --from those of "
-    "the "
-    "model; further ones begin as its last");
+    "levels that have scales of their own; 0: those of --seq-len, all with --position-offsets, those of the model "
+    "with --from; further ones begin as its last");
   f("position-offsets", s.position_offsets, SettingRange{0, 1}, "Model",
     "part of the sequences that begin at a random position, so that every level is trained");
   f("window", s.window, SettingRange{0, kLargest}, "Model",
