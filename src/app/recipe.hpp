@@ -94,7 +94,7 @@ struct RecipeOutcome {
 
 struct RecipeProgress {
   std::int64_t done = 0, all = 0;    // trainings
-  std::vector<std::string> running;  // "name 35 %"
+  std::vector<std::string> running;  // "name 35 %", what earlier calls did included
   double eta_seconds = 0;            // a guess; NaN: no idea
 };
 

@@ -62,7 +62,7 @@ class Runner {
     std::string hash;  // of all that a stage reads and holds out; empty: there is none
   };
   struct State {
-    std::atomic<std::int64_t> steps{0};  // of this call
+    std::atomic<std::int64_t> steps{0}, earlier{0};  // of this call, and of those before it
     std::atomic<bool> running{false};
     std::atomic<double> began{0};
     bool old = false;                   // had ended before this call
@@ -90,7 +90,11 @@ class Runner {
   void measure_one(std::size_t i, bool cost);
   bool complete(std::size_t i, bool cost) const;
   void report(std::size_t i);
-  double part(std::size_t i) const;
+  // Of the work of a training.
+  struct Part {
+    double now, all;  // what this call has done; what is done
+  };
+  Part part(std::size_t i) const;
   void tell();
   void deliver();
   void write_table();
@@ -280,12 +284,13 @@ void Runner::train_one(std::size_t i) {
   try {
     for (std::size_t stage = 0; stage < training.stages(); ++stage) {
       TrainSettings settings = training.stage(stage);
+      const std::optional<TrainingCheckpoint> begun = newest_checkpoint(folder(i, stage), {});
       if (stage > 0) {
         // A stage that has begun knows what with, in words that were true where OUT was then.
         const std::string before = fs::absolute(folder(i, stage - 1)).string();
-        const json begun = stored_settings(folder(i, stage));
-        settings = going_on_from(settings, begun.is_null() ? before : begun.value("from", before));
+        settings = going_on_from(settings, begun ? begun->trainer.at("settings").value("from", before) : before);
       }
+      if (begun) state.earlier += begun->trainer.at("step").get<std::int64_t>();
       settings.out = folder(i, stage).string();
       const TrainResult result = train(settings, hooks);
       if (result.interrupted) throw Interrupted{};
@@ -383,8 +388,7 @@ void Runner::work() {
   changed_.notify_all();
 }
 
-// Of the training's work that this call has done.
-double Runner::part(std::size_t i) const {
+Runner::Part Runner::part(std::size_t i) const {
   const RecipeTraining& training = recipe_.trainings[i];
   double steps = 0, minutes = 0;  // of all its stages; 0 when one of them is not measured so
   for (std::size_t stage = 0; stage < training.stages(); ++stage) {
@@ -392,10 +396,14 @@ double Runner::part(std::size_t i) const {
     steps = s.steps > 0 && (stage == 0 || steps > 0) ? steps + static_cast<double>(s.steps) : 0;
     minutes = s.minutes > 0 && (stage == 0 || minutes > 0) ? minutes + s.minutes : 0;
   }
-  if (steps > 0) return std::min(1.0, static_cast<double>(states_[i].steps) / steps);
-  if (minutes > 0 && states_[i].running)
-    return std::min(1.0, (monotonic_seconds() - states_[i].began) / (60 * minutes));
-  return 0;
+  const double earlier = steps > 0 ? std::min(1.0, static_cast<double>(states_[i].earlier) / steps) : 0;
+  if (result_.outcomes[i].ended) return {1 - earlier, 1};
+  double now = 0;
+  if (steps > 0)
+    now = static_cast<double>(states_[i].steps) / steps;
+  else if (minutes > 0 && states_[i].running)
+    now = (monotonic_seconds() - states_[i].began) / (60 * minutes);
+  return {std::min(1.0, now), std::min(1.0, earlier + now)};
 }
 
 void Runner::tell() {
@@ -408,11 +416,11 @@ void Runner::tell() {
     progress.done = done_;
     for (std::size_t i = 0; i < states_.size(); ++i) {
       if (states_[i].old) continue;
-      const double part = result_.outcomes[i].ended ? 1 : this->part(i);
-      done += recipe_.trainings[i].work * part;
-      left += recipe_.trainings[i].work * (1 - part);
+      const auto [now, all] = part(i);
+      done += recipe_.trainings[i].work * now;
+      left += recipe_.trainings[i].work * (1 - all);
       if (states_[i].running)
-        progress.running.push_back(fmt::format("{} {:.0f} %", recipe_.trainings[i].name, 100 * part));
+        progress.running.push_back(fmt::format("{} {:.0f} %", recipe_.trainings[i].name, 100 * all));
     }
   }
   progress.eta_seconds = (monotonic_seconds() - began_) * left / done;

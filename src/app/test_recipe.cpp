@@ -2,8 +2,14 @@
 
 #include <gtest/gtest.h>
 
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
 #include <cmath>
+#include <filesystem>
 #include <limits>
+#include <thread>
 
 #include "loglinear/error.hpp"
 
@@ -11,6 +17,7 @@ namespace loglinear::app {
 namespace {
 
 using nlohmann::json;
+namespace fs = std::filesystem;
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 json small() {
@@ -232,6 +239,36 @@ TEST(Recipe, RefusesWhatItDoesNotKnow) {
   EXPECT_TRUE(says(refusal(small(), options), "regular expression"));
   options.only = "nothing";
   EXPECT_TRUE(says(refusal(small(), options), "no training"));
+}
+
+TEST(Recipe, ProgressKnowsWhatEarlierCallsDid) {
+  json file = small();
+  file["settings"]["steps"] = 200;
+  file["case"].erase(1);
+  file.erase("sweep");
+  RecipeOptions options;
+  options.seeds = 1;
+  const Recipe recipe = plan_recipe(file, "file.toml", options);
+  const fs::path out = fs::temp_directory_path() / ("loglinear_recipe_" + std::to_string(getpid()));
+  std::atomic<int> asked = 0;
+  std::string first;
+  RecipeHooks hooks;
+  hooks.progress = [&](const RecipeProgress& p) {
+    if (first.empty() && !p.running.empty() && asked > 0) first = p.running[0];
+  };
+  hooks.interrupted = [&] { return ++asked > 150; };
+  EXPECT_TRUE(run_recipe(recipe, {.out = out, .jobs = 1, .command = ""}, hooks).interrupted);
+  first.clear(), asked = 0;
+  hooks.interrupted = [&] {  // slow, so that there is time to tell of it
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    return ++asked > 40;
+  };
+  run_recipe(recipe, {.out = out, .jobs = 1, .command = ""}, hooks);
+  fs::remove_all(out);
+  ASSERT_TRUE(first.starts_with("base-1 ")) << first;
+  const int percent = std::stoi(first.substr(7));
+  EXPECT_GE(percent, 75) << first;
+  EXPECT_LE(percent, 97) << first;
 }
 
 TEST(Recipe, MeanAndSpreadInTheUnitOfTheScore) {
