@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds what run.py measures beside loglinear, from public packages, into build/peers. README.md says what and why.
 #   bench/peers/prepare.sh          ggml out of the source package of llama-cpp-python
-#   bench/peers/prepare.sh torch    PyTorch of PyPI in an environment of its own too (3 GB of downloads)
+#   bench/peers/prepare.sh torch    PyTorch of PyPI in an environment of its own too (3 GB of downloads), and the
+#                                   chunked reference of the authors of log-linear attention
 set -euo pipefail
 
 here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
@@ -22,7 +23,9 @@ fi
 g++ -O2 -std=c++20 -Wall -Wextra "$here/ggml.cpp" -Iggml/include -Lggml/lib -lggml-cpu -lggml-base \
   -Wl,-rpath,"$PWD/ggml/lib" -o bench_ggml
 
-if [ "${1-}" = torch ] && [ ! -x torch/bin/python ]; then
-  python3 -m venv torch
-  torch/bin/python -m pip install torch numpy
-fi
+[ "${1-}" = torch ] || exit 0
+[ -x torch/bin/python ] || python3 -m venv torch
+torch/bin/python -m pip install torch numpy einops jaxtyping
+reference=log-linear-attention
+[ -d $reference ] || git clone https://github.com/HanGuo97/$reference
+git -C $reference checkout --quiet 7f86441

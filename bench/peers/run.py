@@ -33,13 +33,20 @@ FORWARD = {
     "torch": [
         ("log_linear_masks", 1.3, "scalar_decay"),
         ("log_linear_tree", 1.1, "scalar_decay"),
+        ("log_linear_paper", 1.5, "scalar_decay"),
         ("ssd", 1.1, "scalar_decay, one level"),
         ("softmax", 2, "scalar_decay"),
         ("sdpa", 2, "scalar_decay"),
         ("sdpa_bf16", 2, "scalar_decay, bfloat16"),
     ],
 }
-TRAIN = {"torch": [("log_linear_masks_train", 1.4, "scalar_decay"), ("log_linear_tree_train", 1.1, "scalar_decay")]}
+TRAIN = {
+    "torch": [
+        ("log_linear_masks_train", 1.4, "scalar_decay"),
+        ("log_linear_tree_train", 1.1, "scalar_decay"),
+        ("log_linear_paper_train", 1.8, "scalar_decay"),
+    ]
+}
 STEP = {
     "ggml": [
         ("ssm_scan_step", 0, "scalar_decay"),
@@ -59,6 +66,7 @@ class Session:
         threads = str(options.threads)
         names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
         self.environment = {**os.environ, **dict.fromkeys(names, threads), "PYTHONDONTWRITEBYTECODE": "1"}
+        self.environment["LOGLINEAR_PEERS"] = str(options.peers)
 
     def process(self, command):
         """Its standard output. What it printed before it failed has been checked, so it counts."""
@@ -168,18 +176,18 @@ def goals(session):
             yield "ggml's Mamba-2 scan", "forward", scalar, ("ssm_scan",), T, 1
             yield "ggml's gated delta net", "forward", gated, ("gated_delta_net",), T, 1
             yield "ggml's Mamba-2 scan, ours with one level", "forward", one, ("ssm_scan",), T, 1.5
-        if T == 4096:
-            yield "chunked log-linear in torch, masks", "forward", scalar, ("log_linear_masks",), T, 25
+        for name, case in (("the authors' in torch", "log_linear_paper"), ("ours in torch", "log_linear_masks")):
+            if T in (4096, 16384):
+                yield f"chunked log-linear, {name}", "forward", scalar, (case,), T, 25 if T == 4096 else 40
+            if T == 16384:
+                yield "that, forward and backward", "forward and backward", scalar, (case + "_train",), T, 50
         if T == 16384:
-            yield "chunked log-linear in torch, masks", "forward", scalar, ("log_linear_masks",), T, 40
-            yield "that, forward and backward", "forward and backward", scalar, ("log_linear_masks_train",), T, 50
             yield "ggml's flash attention", "forward", scalar, ("flash_f16", "flash_f32"), T, 50
         if T >= 512:
             best = ("flash_f16", "flash_f32", "softmax", "sdpa")
             factor = 20 if T == 16384 else 1
             yield "the best softmax attention", "forward", scalar, best, T, factor
             yield "softmax attention, both bfloat16", "forward", f"{scalar}, bfloat16", ("sdpa_bf16",), T, factor
-
 
     four = f"{gated}, 4 live states"
     yield "ggml's gated delta step, ours with 4 live states", "step", four, ("gated_delta_net_step",), CACHE, 0.77
@@ -224,7 +232,7 @@ def main():
     option("--program", default=ROOT / "build/loglinear", metavar="PATH")
     option("--peers", default=ROOT / "build/peers", metavar="FOLDER", help="what prepare.sh filled")
     option("--debian-python", default="/usr/bin/python3", metavar="PATH", help="has Debian's python3-torch")
-    option("--limit", type=float, default=20, metavar="SECONDS", help="leave out runs that would take longer")
+    option("--limit", type=float, default=60, metavar="SECONDS", help="leave out runs that would take longer")
     option("--prefix", default="", metavar="COMMAND", help="put before every process, for instance 'nice -n -10'")
     options = parser.parse_args()
 

@@ -7,22 +7,29 @@ Batch 1, 16 heads; float32 unless the name says otherwise. Prints one JSON objec
 
 log_linear_masks    chunked log-linear attention, scalar decay, K 128, V 64, one group: one mask over chunks a level
 log_linear_tree     the same, its blocks of chunks summed in a tree: each level is read by the half that needs it
-log_linear_*_train  forward and backward of either by autograd
+log_linear_paper    the same by the authors' own chunked reference (log-linear-attention, hssd_minimal.py)
+log_linear_*_train  forward and backward of one of these by autograd
 ssd                 the same layer with one level: Mamba-2
 softmax             causal softmax attention, d 64, through matmul
 sdpa, sdpa_bf16     torch.nn.functional.scaled_dot_product_attention, causal, d 64
 """
 
+import functools
+import importlib
 import json
 import math
+import os
 import pathlib
 import struct
 import sys
 import time
+import types
 
 import torch
 
 HEADS, CHUNK = 16, 64
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PEERS = pathlib.Path(os.environ.get("LOGLINEAR_PEERS", ROOT / "build/peers"))
 
 
 # ---- log-linear attention, scalar decay (docs/algorithm.md, section 5) ---------------------------------------------
@@ -101,6 +108,43 @@ def log_linear_tree(q, k, v, g, scales, chunk=CHUNK):
     return out.reshape(H, n * chunk, V)
 
 
+@functools.lru_cache(maxsize=4)
+def levels_matrix(length, **_):
+    """What the authors' make_levels_matrix returns; theirs asks for every pair of 16384 tokens in Python, for hours."""
+    t = torch.arange(length)
+    levels = torch.empty(length, length, dtype=torch.int64)
+    for row in range(0, length, 1024):
+        part = t[row : row + 1024, None]
+        levels[row : row + 1024] = torch.frexp((part ^ t).float())[1].long().masked_fill(t > part, -1)
+    return levels
+
+
+@functools.lru_cache(maxsize=1)
+def paper():
+    """The authors' module; of its package only what it needs, so that nothing asks for a GPU. None: not installed."""
+    package = types.ModuleType("hattention")
+    package.__path__ = [str(PEERS / "log-linear-attention/hattention")]
+    sys.modules["hattention"] = package
+    for name in ("fla", "fla.ops", "fla.ops.utils"):
+        sys.modules[name] = types.ModuleType(name)
+    sys.modules["fla.ops.utils"].chunk_local_cumsum = None  # of the delta rule, which is not called
+    try:
+        module = importlib.import_module("hattention.hssd_minimal")
+    except ImportError:
+        return None
+    module.make_levels_matrix = levels_matrix
+    return module
+
+
+def log_linear_paper(q, k, v, g, scales, chunk=CHUNK):
+    """Every head has queries and keys of its own there; batch, tokens, heads is the order."""
+    H, (G, T, K) = v.shape[0], q.shape
+    q, k = (x[:, None].expand(G, H // G, T, K).reshape(H, T, K) for x in (q, k))
+    X, A, B, C, L = (x.transpose(0, 1)[None] for x in (v, g, k, q, scales))
+    out = paper().hssd_minimal_discrete(X, A, B, C, L, level_base=2, htype=paper().HType.WEAK, block_len=chunk)
+    return out[0].transpose(0, 1)
+
+
 def log_linear_definition(q, k, v, g, scales):
     """Section 3 as it stands: one matrix of T by T."""
     T, H, L = q.shape[1], v.shape[0], scales.shape[-1]
@@ -165,7 +209,7 @@ def require(name, got, want, bound):
 
 def golden(name):
     """Tensors of tests/golden/NAME.safetensors in the layout of this file: batch dropped, heads first."""
-    path = pathlib.Path(__file__).resolve().parents[2] / "tests/golden" / (name + ".safetensors")
+    path = ROOT / "tests/golden" / (name + ".safetensors")
     data = path.read_bytes()
     (size,) = struct.unpack("<Q", data[:8])
     tensors = {}
@@ -192,7 +236,7 @@ def check_log_linear(form):
         gradients = torch.autograd.grad(out, inputs, x["do"])
         for key, gradient in zip(("dq", "dk", "dv", "dg", "dlevel_scales"), gradients):
             require(f"{form.__name__}, {name}, {key}", gradient, x[key], 1e-11)
-    for levels in (None, 1):
+    for levels in (None,) if form is log_linear_paper else (None, 1):
         inputs = log_linear_inputs(512, levels)
         wide = [x.double() for x in inputs]
         require(form.__name__, form(*inputs), log_linear_definition(*wide), 1e-5)
@@ -201,9 +245,12 @@ def check_log_linear(form):
 def case(name, T):
     """A function without arguments that does what is to be timed, checked before."""
     if name.startswith("log_linear") or name == "ssd":
-        form = log_linear_tree if "tree" in name else log_linear_masks
+        forms = {"log_linear_tree": log_linear_tree, "log_linear_paper": log_linear_paper}
+        form = forms.get(name.removesuffix("_train"), log_linear_masks)
         check_log_linear(form)
         inputs = log_linear_inputs(T, 1 if name == "ssd" else None)
+        if form is log_linear_paper:
+            levels_matrix(T)  # made once, as in the authors' module
         if not name.endswith("_train"):
             return lambda: form(*inputs)
         inputs = [x.requires_grad_() for x in inputs]
@@ -266,6 +313,8 @@ def main():
     for name in sys.argv[3:]:
         if name.startswith("sdpa") and not hasattr(torch.nn.functional, "scaled_dot_product_attention"):
             continue  # before torch 2
+        if name.startswith("log_linear_paper") and not paper():
+            continue
         measure(name, T, threads)
 
 
