@@ -284,13 +284,14 @@ void Runner::train_one(std::size_t i) {
   try {
     for (std::size_t stage = 0; stage < training.stages(); ++stage) {
       TrainSettings settings = training.stage(stage);
-      const std::optional<TrainingCheckpoint> begun = newest_checkpoint(folder(i, stage), {});
-      if (stage > 0) {
-        // A stage that has begun knows what with, in words that were true where OUT was then.
-        const std::string before = fs::absolute(folder(i, stage - 1)).string();
-        settings = going_on_from(settings, begun ? begun->trainer.at("settings").value("from", before) : before);
-      }
-      if (begun) state.earlier += begun->trainer.at("step").get<std::int64_t>();
+      std::string from = stage > 0 ? fs::absolute(folder(i, stage - 1)).string() : "";
+      if (const std::optional<TrainingCheckpoint> begun = newest_checkpoint(folder(i, stage), {})) try {
+          state.earlier += begun->trainer.at("step").get<std::int64_t>();
+          // It knows what it began with, in words that were true where OUT was then.
+          from = begun->trainer.at("settings").value("from", from);
+        } catch (const json::exception&) {  // train says what is wrong with it
+        }
+      if (stage > 0) settings = going_on_from(settings, from);
       settings.out = folder(i, stage).string();
       const TrainResult result = train(settings, hooks);
       if (result.interrupted) throw Interrupted{};
